@@ -1,0 +1,5 @@
+"""Hardware-aware neural architecture search: networks made to measure."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
