@@ -1,0 +1,58 @@
+# Everything runs in the checkout's own .venv, which is made on first use and kept while pyproject.toml and the constraints stay as they are.
+#   make demo    search a small data set within minutes and write a report      make test    the quick tests, on all cores
+#   make lint    style, types, import contracts                                 make slow    the long tests
+#   make docs    the manual, into site/                                         make clean   remove caches and built files (clean-venv: also .venv)
+
+PYTHON ?= python3
+VENV := .venv
+CONSTRAINTS ?= constraints/ci.txt
+BIN := $(VENV)/bin
+SETUP := PYTHON="$(PYTHON)" VENV="$(VENV)" CONSTRAINTS="$(CONSTRAINTS)" sh .ci/setup
+# One thread a process: several test processes with a thread pool each would fight for the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+
+DEMO_OUT ?= runs/demo
+DEMO_ARGS ?= digits --minutes 6 --limit latency_ms<=1
+
+.PHONY: help demo test slow lint types contracts docs clean clean-venv
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '2,4p' Makefile | sed 's/^#  *//'
+
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) .ci/setup
+	@$(SETUP)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) .ci/setup
+	@$(SETUP) dev
+	@touch $(VENV)/.installed $@
+
+demo: $(VENV)/.installed
+	@$(BIN)/python -m sartor.cli search $(DEMO_ARGS) --out $(DEMO_OUT)
+
+test: $(VENV)/.installed-dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --benchmark-disable -m "not slow"
+
+slow: $(VENV)/.installed-dev
+	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --benchmark-disable -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/python -m ruff check src tests
+	$(BIN)/python -m ruff format --check src tests
+
+types: $(VENV)/.installed-dev
+	$(BIN)/python -m mypy
+
+contracts: $(VENV)/.installed-dev
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+clean:
+	rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-venv: clean
+	rm -rf $(VENV)
