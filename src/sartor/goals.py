@@ -129,7 +129,7 @@ class Limit:
 
     def __str__(self) -> str:
         """A form that :func:`parse_limit` reads back."""
-        short = f"{self.bound:g}"
+        short = f"{self.bound:.12g}"
         return f"{self.key}{'<=' if self.upper else '>='}{short if float(short) == self.bound else repr(float(self.bound))}"
 
 

@@ -1,0 +1,36 @@
+"""Search strategies. A searcher is a pure function of the finished trials; adding one is a file, a line here and a row in the battery."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from inspect import signature
+from typing import Any
+
+from sartor.arch import Space
+from sartor.errors import UserError
+from sartor.goals import Goals
+from sartor.searchers.base import Searcher
+from sartor.searchers.nsga2 import NSGA2
+from sartor.searchers.random import RandomSearch
+
+__all__ = ["NSGA2", "SEARCHERS", "RandomSearch", "Searcher", "make_searcher"]
+
+SEARCHERS: dict[str, Callable[..., Searcher]] = {"random": RandomSearch, "nsga2": NSGA2}
+
+
+def make_searcher(name: str, space: Space, goals: Goals, **settings: Any) -> Searcher:
+    """The searcher that is registered as `name`.
+
+    Raises:
+        UserError: for an unknown searcher or setting, naming the known ones.
+    """
+    if name not in SEARCHERS:
+        close = difflib.get_close_matches(name, SEARCHERS, n=1)
+        hint = f"did you mean '{close[0]}'? " if close else ""
+        raise UserError(f"unknown searcher '{name}'; {hint}known: {', '.join(SEARCHERS)}")
+    known = [p.name for p in signature(SEARCHERS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = [setting for setting in settings if setting not in known]
+    if unknown:
+        raise UserError(f"searcher '{name}' has no setting '{unknown[0]}'; known: {', '.join(known) or 'none'}")
+    return SEARCHERS[name](space, goals, **settings)
