@@ -1,0 +1,1 @@
+"""Evaluators: callables from an architecture to a mapping of metrics."""
