@@ -1,0 +1,217 @@
+"""What a user asks of a search: read strictly, stored in the run folder, read back on resume. Light: imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from sartor.errors import UserError
+from sartor.goals import Goals, metric_name
+from sartor.hardware.device import cores
+
+CONFIG = "config.json"
+SCHEMA = 1
+
+# The registry of spaces imports torch, so its names live here as well; a test keeps the two equal.
+SPACES: Mapping[str, str] = {"mobile": "inverted residuals with elastic kernel, expansion, width and depth"}
+DEVICES: Mapping[str, str] = {"host": "this machine's CPU with ONNX Runtime"}
+
+
+class SearchRequest(BaseModel):
+    """One search: data, device, limits and time. Every field is checked on construction.
+
+    `limits` are sentences such as ``"latency_ms<=2"`` or ``"peak_bytes=256KB"`` (see :func:`sartor.goals.parse_limit`). `minutes` is
+    the time of the whole run, and everything inside it is scaled to it. Raises :class:`UserError`, one sentence, for the first field
+    that is not as expected.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    data: str = Field(min_length=1, description="digits, fashion-mnist, cifar10, an image folder, a .npz file or module:function")
+    space: str = Field("mobile", description="the name of a search space (see `sartor spaces`)")
+    device: str = Field("host", description="the name of a device (see `sartor devices`)")
+    precision: Literal["int8", "fp32"] = Field("int8", description="the precision of the delivered model, int8 or fp32")
+    threads: int = Field(1, ge=1, description="the number of threads the model will run with, at least 1")
+    limits: list[str] = Field(default_factory=list, description="a limit to keep, such as latency_ms<=2 or peak_bytes<=256KB")
+    objectives: list[str] = Field(
+        default_factory=lambda: ["accuracy", "latency_ms"], min_length=1, description="one or more metrics to trade off, each named once"
+    )
+    strategy: str = Field("nsga2", description="the name of a search strategy, such as nsga2 or random")
+    minutes: float = Field(40.0, gt=0, allow_inf_nan=False, description="the time for the whole run in minutes, above 0")
+    seed: int = Field(0, ge=0, lt=2**32, description="the seed of everything drawn at random, a whole number from 0 to 4294967295")
+    out: str = Field("", description="the run folder, new or empty (runs/<data>-<time> when left out)")
+    models: int = Field(8, ge=1, le=100, description="the most models to deliver, from 1 to 100")
+    baselines: bool = Field(True, description="whether hand-made reference nets are trained and measured too, true or false")
+    weights: str | None = Field(None, description="a .safetensors file to start the supernet from")
+    from_scratch: bool = Field(False, description="whether delivered nets are also trained from scratch and both reported, true or false")
+    validation: float = Field(
+        0.1, gt=0, le=0.5, allow_inf_nan=False, description="the fraction of the training images held out, above 0 and up to 0.5"
+    )
+    limit_train: int | None = Field(None, ge=1, description="the most training images to use, at least 1")
+    input_size: int | None = Field(None, ge=4, le=1024, description="the height and width images are resized to, from 4 to 1024 pixels")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise UserError(_sentence(error.errors(), type(self))) from None
+
+    @model_validator(mode="after")
+    def _whole(self) -> SearchRequest:
+        self.goals()
+        if not self.out:
+            self.out = f"runs/{_slug(self.data)}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+        return self
+
+    @field_validator("data")
+    @classmethod
+    def _known_data(cls, data: str) -> str:
+        check_data(data)
+        return data
+
+    @field_validator("space", "device", "strategy")
+    @classmethod
+    def _known_name(cls, name: str, info: Any) -> str:
+        from sartor.searchers import SEARCHERS
+
+        known = {"space": SPACES, "device": DEVICES, "strategy": SEARCHERS}[info.field_name]
+        if name not in known:
+            raise UserError(unknown(info.field_name, name, known))
+        return name
+
+    @field_validator("threads")
+    @classmethod
+    def _cores(cls, threads: int) -> int:
+        if threads > cores():
+            raise UserError(f"threads: expected at most {cores()}, the cores of this machine, but got {threads}.")
+        return threads
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives(cls, objectives: list[str]) -> list[str]:
+        return [metric_name(name) for name in objectives]
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, weights: str | None) -> str | None:
+        if weights is not None:
+            if not weights.endswith(".safetensors"):
+                raise UserError(f"weights: expected a .safetensors file, but got {weights!r}: pickled checkpoints are not read.")
+            if not Path(weights).is_file():
+                raise UserError(f"weights: there is no file {weights!r}.")
+        return weights
+
+    def goals(self) -> Goals:
+        """The objectives and parsed limits as one object."""
+        return Goals.parse(self.objectives, self.limits)
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Write ``config.json`` into the run folder (default: `out`), which is made if missing. Returns the file's path.
+
+        Raises :class:`UserError` if the folder holds something already: a run is never overwritten.
+        """
+        folder = Path(folder if folder is not None else self.out)
+        check_new_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / CONFIG
+        temporary = path.with_name(f"{CONFIG}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"schema": SCHEMA, "request": self.model_dump()}, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SearchRequest:
+        """Read the request of the run in `folder`; its `out` is the folder as named here, so a moved run resumes where it now lies.
+
+        Raises :class:`UserError` if there is no run in `folder` or its ``config.json`` is damaged.
+        """
+        path = Path(folder) / CONFIG
+        content = read_json(path, f"There is no run in {str(folder)!r}: expected a folder with {CONFIG}, as `sartor search` makes.")
+        if content.get("schema") != SCHEMA or not isinstance(content.get("request"), dict):
+            raise UserError(f"{path}: expected schema {SCHEMA} with a request, but got schema {content.get('schema')!r}: start a new run.")
+        fields = {**content["request"], "out": str(folder)}
+        try:
+            return cls(**fields)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def check_data(data: str) -> None:
+    """Refuse `data` that is no known name, no existing path and no ``module:function``, or a known name that is not on this machine.
+
+    Raises :class:`UserError`. What the data hold is checked when they are loaded.
+    """
+    from sartor.data import catalogue
+
+    known = {entry.name: entry for entry in catalogue()}
+    if data in known:
+        if not known[data].found:
+            raise UserError(f"data: {data} is not on this machine: {known[data].how}")
+        return
+    if Path(data).expanduser().exists() or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", data):
+        return
+    if "/" in data or os.sep in data or Path(data).suffix:
+        raise UserError(f"data: there is no file or folder {data!r}: give an image folder (one sub-folder a class) or a .npz file.")
+    raise UserError(unknown("data", data, known, "an image folder, a .npz file or module:function"))
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a run folder that exists and is not empty. Raises :class:`UserError`."""
+    if folder.is_file():
+        raise UserError(f"out: expected a folder, but {str(folder)!r} is a file: choose another.")
+    if (folder / CONFIG).is_file():
+        raise UserError(f"out: {str(folder)!r} already holds a run: go on with `sartor resume {folder}`, or choose another folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"out: expected a new or empty folder, but {str(folder)!r} holds other files: choose another.")
+
+
+def read_json(path: Path, missing: str) -> dict[str, Any]:
+    """The JSON object in `path`. Raises :class:`UserError`, with the sentence `missing` if there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(missing) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: expected a readable JSON file, but {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, but got {type(content).__name__}.")
+    return content
+
+
+def unknown(field: str, name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The sentence for a name that is not among `known`, with the closest of them. `otherwise` says what else would be accepted."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    expected = f"expected one of {', '.join(names)}" + (f", {otherwise}" if otherwise else "")
+    return f"{field}: {expected}, but got {name!r}" + (f": did you mean {close[0]!r}?" if close else ".")
+
+
+def _sentence(errors: list[ErrorDetails], model: type[BaseModel]) -> str:
+    """The first of pydantic's findings as one sentence: the field, what was expected, what came."""
+    first = errors[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    field = str(first["loc"][0])
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(field, model.model_fields, n=1)
+        return f"There is no field {field!r} in a search request" + (f": did you mean {close[0]!r}?" if close else ".")
+    expected = model.model_fields[field].description
+    if first["type"] == "missing":
+        return f"{field}: expected {expected}, but it is missing."
+    given = first["input"]
+    return f"{field}: expected {expected}, but got {given!r}."
+
+
+def _slug(data: str) -> str:
+    """A folder name from the data's name: the last part of a path, letters and digits only."""
+    stem = Path(data).stem if Path(data).suffix == ".npz" else Path(data).name
+    return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower() or "data"
