@@ -1,0 +1,1 @@
+"""Predictors: cheap models of what is expensive to evaluate."""
