@@ -66,14 +66,16 @@ class SupernetEvaluator:
 
     def evaluate_module(self, module: nn.Module) -> dict[str, float]:
         """The same metrics for a plain module, whose batch-normalisation statistics are overwritten."""
-        from sartor.hardware import trace
-
-        graph = trace(module, self.net.input_shape)
+        costs = {"params": float(sum(p.numel() for p in module.parameters())), "macs": self._macs(module)}
         if self.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub omits the keyword-only form
         calibrate_bn(module, self._calibration)
-        result = accuracy(fold_bn(module), self._validation)
-        return {**result, "params": float(sum(op.params for op in graph.ops)), "macs": float(sum(op.macs for op in graph.ops))}
+        return {**accuracy(fold_bn(module), self._validation), **costs}
+
+    def _macs(self, module: nn.Module) -> float:
+        from sartor.hardware import trace
+
+        return float(sum(op.macs for op in trace(module, self.net.input_shape).ops))
 
     def clear(self) -> None:
         """Forget cached results."""
