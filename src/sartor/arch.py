@@ -172,7 +172,9 @@ class Space:
         self._size = 1
         for name in reversed(self._order):
             bucket = messages[name]
-            scope = set(self.conditions.get(name, {})).union(*(s for s, _ in bucket)) - {name} if bucket else set(self.conditions.get(name, {}))
+            scope = (
+                set(self.conditions.get(name, {})).union(*(s for s, _ in bucket)) - {name} if bucket else set(self.conditions.get(name, {}))
+            )
             ordered = tuple(sorted(scope, key=rank.__getitem__))
             table: dict[tuple[int, ...], list[tuple[int, int]]] = {}
             for states in itertools.product(*((_OFF, *self.allowed[p]) for p in ordered)):
