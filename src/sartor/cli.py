@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
-import tempfile
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,7 +145,14 @@ def baseline(
 @app.command()
 def report(run: Run, as_json: Json = False) -> None:
     """Show the result of a run again: the models, the promises, and where the files lie."""
-    _show_result(_result(run), run, as_json)
+    from sartor.report.folder import read_result
+
+    result = read_result(run)
+    if not (run / "report.html").is_file():
+        from sartor.report.html import write_report
+
+        write_report(run, result)
+    _show_result(result, run, as_json)
 
 
 @app.command()
@@ -159,6 +163,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Copy everything of one model (ONNX int8 and fp32, Python source, weights, card) into a folder of its own."""
+    from sartor.report.folder import export_model
+
     files = export_model(run, model, destination)
     if as_json:
         _print_json({"model": model, "destination": str(destination), "files": files})
@@ -201,7 +207,7 @@ def devices(precision: Precision = None, threads: Threads = None, as_json: Json 
     if as_json:
         _print_json({"devices": found})
     else:
-        terminal.console().print(terminal.devices_table(found), markup=False)
+        terminal.console().print(terminal.devices_table(found))
 
 
 @app.command("data")
@@ -229,30 +235,44 @@ def data_command(
     if as_json:
         _print_json(found)
     else:
-        terminal.console().print(shown, markup=False)
+        terminal.console().print(shown)
 
 
-def export_model(run: Path, model: str, destination: Path) -> list[str]:
-    """Copy the files of `model` of a finished run into `destination`, a new or empty folder. Returns the names of the files.
+@app.command()
+def spaces(
+    size: Annotated[int, typer.Option(parser=whole, metavar="N", help="Height and width of the images in pixels.", show_default=True)] = 32,
+    channels: Annotated[int, typer.Option(parser=whole, metavar="N", help="Channels of the images.", show_default=True)] = 3,
+    classes: Annotated[int, typer.Option(parser=whole, metavar="N", help="Number of classes.", show_default=True)] = 10,
+    as_json: Json = False,
+) -> None:
+    """List the search spaces, with the exact number of architectures in each for images of a size."""
+    from sartor.report import terminal
+    from sartor.request import SPACES
 
-    Raises :class:`UserError` if there is no such run or model, or the folder holds something.
-    """
-    from sartor.request import unknown
+    for name, value, least in (("size", size, 4), ("channels", channels, 1), ("classes", classes, 2)):
+        if value < least:
+            raise UserError(f"{name}: expected a whole number of at least {least}, but got {value}.")
+    import torch
 
-    names = [str(record["name"]) for record in _result(run).get("models", [])]
-    source = run / "models" / model
-    if model not in names:
-        raise UserError(unknown("model", model, names) if names else f"The run in {str(run)!r} delivered no model to export.")
-    if not source.is_dir():
-        raise UserError(f"The files of {model!r} are gone: expected them in {str(source)!r}.")
-    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
-        raise UserError(f"DEST: expected a new or empty folder, but {str(destination)!r} is in use: choose another.")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=f".{destination.name}.") as part:
-        copied = Path(part) / "model"
-        shutil.copytree(source, copied)
-        os.replace(copied, destination)
-    return sorted(str(path.relative_to(destination)) for path in destination.rglob("*") if path.is_file())
+    from sartor.spaces import build
+
+    found = []
+    for name, description in SPACES.items():
+        entry: dict[str, Any] = {"name": name, "description": description}
+        try:
+            # The meta device: sizes need no weights.
+            with torch.device("meta"):
+                space = build(name, (channels, size, size), classes).space
+            entry.update(architectures=str(space.size), choices=len(space.choices), fingerprint=space.fingerprint)
+        except UserError as error:
+            entry["refused"] = str(error)
+        found.append(entry)
+    if as_json:
+        _print_json({"input_shape": [channels, size, size], "classes": classes, "spaces": found})
+        return
+    rows = [[e["name"], e["description"], f"{int(e['architectures']):,}" if "architectures" in e else e["refused"]] for e in found]
+    title = f"Search spaces for images {size}x{size} with {channels} channel(s)"
+    terminal.console().print(terminal.table(title, ("name", "description", "architectures"), rows, left=2))
 
 
 def _request(given: dict[str, Any]) -> Any:
@@ -295,30 +315,19 @@ def _running(folder: Path) -> Iterator[None]:
             else "nothing was begun."
         )
         raise Ended(f"Stopped: {kept}", 130) from None
-    except Exception:
-        raise Ended(_store_traceback(folder), 1) from None
+    except Exception as error:
+        raise Ended(_failed(error, folder), 1) from None
 
 
-def _store_traceback(folder: Path | None) -> str:
-    """Write the traceback of the current exception into the run folder (else a temporary file). Returns the sentence for the user."""
-    error = sys.exc_info()[1]
-    if folder is not None and folder.is_dir():
-        path = folder / "error.txt"
-        advice = f"; what was finished is kept, and `sartor resume {folder}` tries again"
-    else:
-        path, advice = Path(tempfile.mkdtemp(prefix="sartor-")) / "error.txt", ""
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"Something went wrong inside sartor ({type(error).__name__}: {reason[:200]}): the details are in {path}{advice}."
+def _failed(error: Exception, folder: Path | None) -> str:
+    """Store the traceback; the sentence for the user."""
+    from sartor.report.folder import store_traceback
 
-
-def _result(run: Path) -> dict[str, Any]:
-    from sartor.request import CONFIG, read_json
-
-    missing = f"There is no run in {str(run)!r}: expected a folder with result.json, as `sartor search` makes."
-    if (run / CONFIG).is_file():
-        missing = f"The run in {str(run)!r} has no result yet: finish it with `sartor resume {run}`."
-    return read_json(run / "result.json", missing)
+    path = store_traceback(error, folder)
+    reason = " ".join(str(error).split())[:200]
+    what = type(error).__name__ + (f": {reason}" if reason else "")
+    kept = f"; what was finished is kept, and `sartor resume {folder}` tries again" if folder is not None and path.parent == folder else ""
+    return f"Something went wrong inside sartor ({what}): the details are in {path}{kept}."
 
 
 def _show_result(result: dict[str, Any], folder: Path, as_json: bool) -> None:
@@ -352,8 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (such as `head`) has gone; without this, Python complains once more on exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
-        return _say(_store_traceback(None), 1)
+    except Exception as error:
+        return _say(_failed(error, None), 1)
 
 
 def _say_usage(error: Any) -> int:

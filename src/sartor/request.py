@@ -22,7 +22,18 @@ CONFIG = "config.json"
 SCHEMA = 1
 
 # The registry of spaces imports torch, so its names live here as well; a test keeps the two equal.
-SPACES: Mapping[str, str] = {"mobile": "inverted residuals with elastic kernel, expansion, width and depth"}
+SPACES: Mapping[str, str] = {
+    "mobile": "the default: inverted residuals or plain convolutions, sized to the images",
+    "catalogue": "every kind of the edge block catalogue, chosen block by block",
+    "once-for-all": "Once-for-All on MobileNetV3 (Cai et al. 2020)",
+    "fbnet": "FBNet (Wu et al. 2019)",
+    "mobilenet-v2": "one net: MobileNetV2 (Sandler et al. 2018)",
+    "mobilenet-v3-large": "one net: MobileNetV3-Large (Howard et al. 2019)",
+    "mobilenet-v3-small": "one net: MobileNetV3-Small (Howard et al. 2019)",
+    "mnasnet-a1": "one net: MnasNet-A1 (Tan et al. 2019)",
+    "proxylessnas-mobile": "one net: ProxylessNAS-Mobile (Cai et al. 2019)",
+    "fbnet-c": "one net: FBNet-C (Wu et al. 2019)",
+}
 DEVICES: Mapping[str, str] = {"host": "this machine's CPU with ONNX Runtime"}
 
 

@@ -4,67 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from sartor.report import promises
+from sartor.report.values import (
+    NOT_MEASURED,
+    Record,
+    duration,
+    latency_interval,
+    mapping,
+    metric_value,
+    name_of,
+    number,
+    records,
+    show,
+    strings,
+)
 
 PLAIN_WIDTH = 160  # of tables written to a file or a pipe, where no terminal says how wide it is
-MISSING = "–"
-
-Record = Mapping[str, Any]
-
-
-def seconds(value: float) -> str:
-    """A duration for people: ``8 s``, ``2 min 05 s``, ``1 h 03 min``."""
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def memory(value: float) -> str:
-    """Bytes for people, in powers of 1024 as limits are read: ``640 B``, ``12.3 KB``, ``1.2 MB``."""
-    return _scaled(value, 1024.0, (" B", " KB", " MB", " GB"))
-
-
-def count(value: float) -> str:
-    """A count for people: ``640``, ``12.3 K``, ``1.2 M``."""
-    return _scaled(value, 1000.0, ("", " K", " M", " G"))
-
-
-def _scaled(value: float, base: float, units: Sequence[str]) -> str:
-    step = 0
-    while abs(value) >= base and step < len(units) - 1:
-        value, step = value / base, step + 1
-    return (f"{value:.0f}" if step == 0 or abs(value) >= 99.95 else f"{value:.3g}") + units[step]
-
-
-def milliseconds(value: float) -> str:
-    """A latency in ms with three significant digits, never in exponent form."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.2f}" if value >= 10 else f"{value:.3f}"
-
-
-def percent(value: float) -> str:
-    """A fraction 0..1 as a percentage with one decimal."""
-    return f"{100 * value:.1f} %"
-
-
-FORMATS: Mapping[str, Callable[[float], str]] = {
-    "accuracy": percent,
-    "top5": percent,
-    "latency_ms": lambda value: f"{milliseconds(value)} ms",
-    "throughput": lambda value: f"{count(value)} images/s",
-    "peak_bytes": memory,
-    "file_bytes": memory,
-    "params": count,
-    "macs": count,
-}
 
 
 class Progress:
@@ -131,12 +95,12 @@ class Progress:
             # Forgotten, so that a later phase of the same name starts a fresh clock and says so.
             self._phases.pop(what)
             self._said.pop(what, None)
-            tail = f"done in {seconds(now - begun)}"
+            tail = f"done in {duration(now - begun)}"
         else:
             self._said[what] = now
             left = (now - begun) * (total - done) / done if done > 0 and total > 0 else 0.0
-            tail = (f"{done}/{total}" if total > 0 else str(done)) + (f", about {seconds(left)} left" if left else "")
-        print(f"[{seconds(now - self._begun)}] {what}: {tail}", file=self._stream, flush=True)
+            tail = (f"{done}/{total}" if total > 0 else str(done)) + (f", about {duration(left)} left" if left else "")
+        print(f"[{duration(now - self._begun)}] {what}: {tail}", file=self._stream, flush=True)
 
 
 def devices_table(devices: Sequence[Record]) -> Table:
@@ -169,138 +133,128 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     shown = Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
+    # Text, not str: a name like "s1[0]" is no markup.
     for position, column in enumerate(columns):
         shown.add_column(column, justify="left" if position < left else "right", overflow="fold")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*(Text(cell) for cell in row))
     return shown
 
 
-def models_table(records: Sequence[Record], title: str) -> Table:
-    """Model records (`docs/architecture.md`, the run folder) in order of latency, one row each."""
+def models_table(models: Sequence[Record], title: str) -> Table:
+    """Model records (docs/architecture.md, "The run folder") in order of latency, one row each."""
 
-    def cell(record: Record, metric: str) -> str:
-        value = record.get("metrics", {}).get(metric)
-        return MISSING if value is None else FORMATS[metric](value)
+    def latency(model: Record) -> list[str]:
+        interval = latency_interval(model)
+        noisy = " (noisy)" if mapping(model.get("latency")).get("noisy") else ""
+        low_high = f"{milliseconds(interval[0])}–{milliseconds(interval[1])}" if interval else ""
+        return [milliseconds(metric_value(model, "latency_ms")), low_high, milliseconds(metric_value(model, "latency_ms", "p90")) + noisy]
 
-    def p90(record: Record) -> str:
-        latency = record.get("latency") or {}
-        return (milliseconds(latency["p90"]) + " ms" if "p90" in latency else MISSING) + (" noisy" if latency.get("noisy") else "")
+    def cells(model: Record, *metrics: str) -> list[str]:
+        return [show(metric, metric_value(model, metric)).replace(NOT_MEASURED, "") for metric in metrics]
 
-    def interval(record: Record) -> str:
-        latency = record.get("latency") or {}
-        return f"{milliseconds(latency['low'])}–{milliseconds(latency['high'])}" if {"low", "high"} <= latency.keys() else MISSING
+    def order(model: Record) -> tuple[float, str]:
+        value = metric_value(model, "latency_ms")
+        return (float("inf") if value is None else value, name_of(model))
 
-    metrics = ("peak_bytes", "file_bytes", "params", "macs")
-    rows = (
+    rows = [
         [
-            str(r["name"]),
-            cell(r, "accuracy"),
-            cell(r, "latency_ms"),
-            interval(r),
-            p90(r),
-            *(cell(r, m) for m in metrics),
-            "yes" if r.get("front") else "",
+            name_of(m),
+            *cells(m, "accuracy"),
+            *latency(m),
+            *cells(m, "peak_bytes", "file_bytes", "params", "macs"),
+            "yes" if m.get("front") else "",
         ]
-        for r in sorted(records, key=lambda r: (r.get("metrics", {}).get("latency_ms", float("inf")), str(r["name"])))
-    )
-    columns = ("name", "accuracy", "latency p50", "95 % interval", "p90", "peak memory", "file", "parameters", "MACs", "on front")
+        for m in sorted(models, key=order)
+    ]
+    columns = ("name", "accuracy", "p50 ms", "95 % interval", "p90 ms", "peak memory", "file", "parameters", "MACs", "on front")
     return table(title, columns, rows)
 
 
-def measured(record: Record, metric: str, statistic: str = "p50") -> float | None:
-    """The value of a model record that a limit on (`metric`, `statistic`) speaks of, or None if it was not measured."""
-    if metric == "latency_ms" and statistic in (record.get("latency") or {}):
-        return float(record["latency"][statistic])
-    value = record.get("metrics", {}).get(metric)
-    return None if value is None else float(value)
+def milliseconds(value: float | None) -> str:
+    """A latency with three decimals below 10 ms, fewer above; empty when it was not measured."""
+    return "" if value is None else f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
 
 
 def promises_table(result: Record) -> Table:
-    """One row a limit: the bound, how many delivered models keep it, and the one nearest to breaking it (or furthest beyond)."""
-    from sartor.goals import METRICS
-
-    models = result.get("models", [])
+    """One row a limit: how many of the delivered models keep it, and the one nearest to breaking it (or furthest beyond)."""
+    models = records(result.get("models"))
     rows = []
-    for limit in result.get("limits", []):
-        metric, bound, statistic = limit["metric"], float(limit["bound"]), limit.get("statistic", "p50")
-        upper = METRICS[metric].direction == "min"
-        found = [(value, m["name"]) for m in models if (value := measured(m, metric, statistic)) is not None]
-        kept = sum(value <= bound if upper else value >= bound for value, _ in found)
-        worst = (max if upper else min)(found, default=None)
-        name = f"{metric} {statistic}" if metric == "latency_ms" else metric
-        tightest = MISSING if worst is None else f"{FORMATS[metric](worst[0])} ({worst[1]})"
-        rows.append([name, f"{'≤' if upper else '≥'} {FORMATS[metric](bound)}", f"{kept} of {len(models)}", tightest])
-    return table("Promises, measured on the exported files", ("limit", "bound", "kept by", "tightest"), rows)
+    for metric, bound, statistic in promises.limits(result):
+        found = [promises.check(model, metric, bound, statistic) for model in models]
+        nearest = promises.tightest(found)
+        rows.append(
+            [
+                promises.limit_words(metric, bound, statistic),
+                f"{sum(c.verdict in ('kept', 'narrow') for c in found)} of {len(found)}",
+                NOT_MEASURED if nearest is None else f"{show(metric, nearest.value)} ({nearest.model})",
+                promises.VERDICT_WORDS[promises.overall(found)],
+            ]
+        )
+    return table("Promises, measured on the exported files", ("limit", "kept by", "tightest", "verdict"), rows)
 
 
 def print_profile(profile: Record, out: Console) -> None:
-    """The latency of a file (`latency` as in a model record) and of its layers, the longest marked by their share."""
+    """The latency of a file (`latency` as in a model record) and of its layers, each with its share."""
     latency, layers = profile["latency"], profile["layers"]
     interval = f"{milliseconds(latency['low'])}–{milliseconds(latency['high'])}"
-    out.print(
+    say(
+        out,
         f"{profile['file']}: {milliseconds(latency['p50'])} ms (95 % interval {interval}, p90 {milliseconds(latency['p90'])}), "
         f"{profile['threads']} thread(s), {latency['runs']} runs{', noisy: the machine was busy' if latency['noisy'] else ''}.",
-        soft_wrap=True,
-        markup=False,
     )
     total = sum(layer["latency_us"] for layer in layers) or 1.0
-    rows = [[layer["name"], f"{layer['latency_us']:.1f}", percent(layer["latency_us"] / total)] for layer in layers]
+    rows = [[layer["name"], f"{layer['latency_us']:.1f}", f"{100 * layer['latency_us'] / total:.1f} %"] for layer in layers]
     out.print()
-    out.print(table("Layers", ("name", "µs", "share"), rows), markup=False)
+    out.print(table("Layers", ("name", "µs", "share"), rows))
+
+
+def say(out: Console, sentence: str) -> None:
+    """Print a sentence as it is: no markup in it, and no line breaks where no terminal asks for them."""
+    out.print(sentence, soft_wrap=True, markup=False)
 
 
 def print_result(result: Record, folder: str | Path, out: Console) -> None:
-    """Everything a person wants to see at the end of a run: what was found, whether the promises hold, and where the files lie."""
-    data, device = result.get("data", {}), result.get("device", {})
-    out.print(
-        f"{data.get('name', '?')} on {device.get('name', '?')} ({device.get('cpu', 'unknown CPU')}, {device.get('runtime', '?')} "
-        f"{device.get('version', '')}, {device.get('precision', '?')}, {device.get('threads', '?')} thread(s)): "
-        f"{_status(result)} in {seconds(float(result.get('seconds', 0)))}.",
-        soft_wrap=True,
-        markup=False,
-    )
-    sections = [
-        (result.get("models"), lambda: models_table(result["models"], "Models")),
-        (result.get("baselines"), lambda: models_table(result["baselines"], "Reference nets, trained and measured the same way")),
-        (result.get("limits") and result.get("models"), lambda: promises_table(result)),
-        (
-            result.get("refused"),
-            lambda: table("Refused", ("name", "reason"), [[str(r["name"]), str(r["reason"])] for r in result["refused"]], left=2),
-        ),
+    """Everything a person wants to see at the end of a run: what was found, whether the promises hold, and where the files lie.
+
+    `result` is the content of ``result.json``; any field of it may be missing.
+    """
+    models, baselines, refused = (records(result.get(name)) for name in ("models", "baselines", "refused"))
+    device = mapping(result.get("device"))
+    runtime = " ".join(str(device[name]) for name in ("cpu", "runtime", "version") if device.get(name))
+    details = [runtime, *([f"{device['threads']} thread(s)"] if device.get("threads") else []), duration(number(result.get("seconds")))]
+    sentences = [
+        promises.asked(result),
+        promises.delivered(result),
+        promises.closest(result),
+        ", ".join(part for part in details if part) + ".",
     ]
-    for present, draw in sections:
+    for sentence in filter(None, sentences):
+        say(out, sentence)
+    tables = [
+        (models, lambda: models_table(models, "Models")),
+        (baselines, lambda: models_table(baselines, "Reference nets, trained and measured the same way")),
+        (models and promises.limits(result), lambda: promises_table(result)),
+        (refused, lambda: table("Refused", ("name", "reason"), [[name_of(r), str(r.get("reason", ""))] for r in refused], left=2)),
+    ]
+    for present, draw in tables:
         if present:
             out.print()
-            out.print(draw(), markup=False)
-    lines = [*_comparison(result.get("comparison")), *(f"Note: {note}" for note in result.get("notes", [])), *_places(Path(folder), result)]
-    if lines:
-        out.print()
-        for line in lines:
-            out.print(line, soft_wrap=True, markup=False)
+            out.print(draw())
+    lines = [*_comparison(mapping(result.get("comparison"))), *(f"Note: {note}" for note in strings(result.get("notes")))]
+    out.print()
+    for line in [*lines, *_places(Path(folder), result)]:
+        say(out, line)
 
 
-def _status(result: Record) -> str:
-    models = result.get("models", [])
-    found = f"{len(models)} model{'' if len(models) == 1 else 's'}, {sum(bool(m.get('front')) for m in models)} on the front"
-    status = result.get("status", "complete")
-    return {"complete": found, "infeasible": "no model keeps the limits", "partial": f"unfinished, so far {found}"}.get(
-        status, f"{status}, {found}"
-    )
-
-
-def _comparison(comparison: Record | None) -> list[str]:
-    if not comparison:
-        return []
+def _comparison(comparison: Record) -> list[str]:
+    volume = mapping(comparison.get("hypervolume"))
+    search, ladder = number(volume.get("search")), number(volume.get("ladder"))
+    ratio, speedup = number(comparison.get("ratio")), number(comparison.get("speedup_at_ladder_best"))
     lines = []
-    volume = comparison.get("hypervolume") or {}
-    if {"search", "ladder"} <= volume.keys():
-        ratio = comparison.get("ratio")
-        lines.append(
-            f"Hypervolume: search {volume['search']:.4g}, reference nets {volume['ladder']:.4g}"
-            + (f" (ratio {ratio:.3f})." if ratio is not None else ".")
-        )
-    speedup = comparison.get("speedup_at_ladder_best")
+    if search is not None and ladder is not None:
+        tail = f" (ratio {ratio:.3f})" if ratio is not None else ""
+        lines.append(f"Hypervolume: search {search:.4g}, reference nets {ladder:.4g}{tail}.")
     if speedup is not None:
         lines.append(f"The fastest model at least as accurate as the best reference net runs {speedup:.2f} times as fast as it.")
     return lines
