@@ -51,7 +51,7 @@ def observe(model: onnx.ModelProto, tensors: list[str], images: NDArray[np.float
     wanted = [t for t in tensors if t not in inputs]
 
     def outputs(part: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        return dict(zip(wanted, running.run(wanted, {name: part}))) | {t: part for t in tensors if t in inputs}
+        return dict(zip(wanted, running.run(wanted, {name: part}), strict=True)) | {t: part for t in tensors if t in inputs}
 
     one = outputs(images[:1])
     batch = int(np.clip(BATCH_VALUES // max(sum(value.size for value in one.values()), 1), 1, batch))
@@ -68,7 +68,9 @@ def observe(model: onnx.ModelProto, tensors: list[str], images: NDArray[np.float
             # An odd stride walks through all positions and channels instead of hitting the same column again and again.
             samples[tensor].append(flat[:: (flat.size // share) | 1].copy())
             if value.ndim > 1:
-                sums[tensor] += value.mean(axis=tuple(range(2, value.ndim)), dtype=np.float64).sum(axis=0) if value.ndim > 2 else value.sum(axis=0)
+                sums[tensor] += (
+                    value.mean(axis=tuple(range(2, value.ndim)), dtype=np.float64).sum(axis=0) if value.ndim > 2 else value.sum(axis=0)
+                )
     return {t: Observed(lows[t], highs[t], np.concatenate(samples[t]), sums[t] / len(images)) for t in tensors}
 
 

@@ -34,7 +34,9 @@ def constructor(module: nn.Module) -> str:
         if name in ("self", "device", "dtype") or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if not hasattr(module, name):
-            raise UserError(f"to_source: {kind.__name__} does not keep its argument {name!r}, so its source cannot be written; wrap it in a module of your own.")
+            raise UserError(
+                f"to_source: {kind.__name__} does not keep its argument {name!r}, so it has no source; wrap it in a module of your own."
+            )
         value = getattr(module, name)
         if name == "bias" and (value is None or isinstance(value, torch.Tensor)):
             value = value is not None
@@ -169,7 +171,9 @@ def _known_functions() -> dict[int, str]:
 def _function_name(target: Any) -> str:
     name = _known_functions().get(id(target))
     if name is None:
-        raise UserError(f"to_source: the function {getattr(target, '__name__', target)!r} is not part of torch or torch.nn.functional; put it in a module.")
+        raise UserError(
+            f"to_source: the function {getattr(target, '__name__', target)!r} is not of torch or torch.nn.functional; put it in a module."
+        )
     return name
 
 

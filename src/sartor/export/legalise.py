@@ -28,7 +28,11 @@ def legalise(model: onnx.ModelProto) -> onnx.ModelProto:
     _split_hardswish(working)
     working = _fold(working)
     inferred = onnx.shape_inference.infer_shapes(working)
-    ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in [*inferred.graph.value_info, *inferred.graph.input] if v.type.tensor_type.shape.dim}
+    ranks = {
+        v.name: len(v.type.tensor_type.shape.dim)
+        for v in [*inferred.graph.value_info, *inferred.graph.input]
+        if v.type.tensor_type.shape.dim
+    }
     graph = working.graph
     weights = {i.name: i for i in graph.initializer}
     consumers = Counter(name for node in graph.node for name in node.input)
@@ -36,8 +40,14 @@ def legalise(model: onnx.ModelProto) -> onnx.ModelProto:
     makers = {name: node for node in graph.node for name in node.output}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type == "HardSigmoid" and consumers[node.input[0]] == 1 and _fold_hardsigmoid(node, makers.get(node.input[0]), weights, graph):
-            nodes.append(helper.make_node("Clip", [node.input[0], _scalar(graph, 0.0), _scalar(graph, 1.0)], [node.output[0]], name=node.name))
+        if (
+            node.op_type == "HardSigmoid"
+            and consumers[node.input[0]] == 1
+            and _fold_hardsigmoid(node, makers.get(node.input[0]), weights, graph)
+        ):
+            nodes.append(
+                helper.make_node("Clip", [node.input[0], _scalar(graph, 0.0), _scalar(graph, 1.0)], [node.output[0]], name=node.name)
+            )
         elif node.op_type == "ReduceMean" and ranks.get(node.input[0]) == 4 and _reduced_axes(node, weights) in ((2, 3), (-2, -1)):
             nodes += _global_pool(node)
         elif node.op_type == "BatchNormalization" and ranks.get(node.input[0]) == 4 and all(name in weights for name in node.input[1:]):
@@ -46,7 +56,9 @@ def legalise(model: onnx.ModelProto) -> onnx.ModelProto:
             value = numpy_helper.to_array(weights[node.input[1]])
             name = f"{node.output[0]}/constant"
             graph.initializer.append(numpy_helper.from_array((1 / value if node.op_type == "Div" else -value).astype(np.float32), name))
-            nodes.append(helper.make_node("Mul" if node.op_type == "Div" else "Add", [node.input[0], name], [node.output[0]], name=node.name))
+            nodes.append(
+                helper.make_node("Mul" if node.op_type == "Div" else "Add", [node.input[0], name], [node.output[0]], name=node.name)
+            )
         else:
             nodes.append(node)
     del graph.node[:]
@@ -109,13 +121,19 @@ def _split_hardswish(model: onnx.ModelProto) -> None:
     model.graph.node.extend(nodes)
 
 
-def _fold_hardsigmoid(node: onnx.NodeProto, maker: onnx.NodeProto | None, weights: dict[str, onnx.TensorProto], graph: onnx.GraphProto) -> bool:
+def _fold_hardsigmoid(
+    node: onnx.NodeProto, maker: onnx.NodeProto | None, weights: dict[str, onnx.TensorProto], graph: onnx.GraphProto
+) -> bool:
     """Make `maker` compute alpha * y + beta, so that a Clip to [0, 1] is all that remains of the HardSigmoid; False where it cannot."""
     if maker is None or maker.op_type not in ("Conv", "Gemm") or maker.input[1] not in weights:
         return False
     if len(maker.input) > 2 and maker.input[2] not in weights:
         return False
-    if maker.op_type == "Gemm" and (attribute(maker, "alpha", 1.0), attribute(maker, "beta", 1.0), attribute(maker, "transA", 0)) != (1.0, 1.0, 0):
+    if maker.op_type == "Gemm" and (attribute(maker, "alpha", 1.0), attribute(maker, "beta", 1.0), attribute(maker, "transA", 0)) != (
+        1.0,
+        1.0,
+        0,
+    ):
         return False
     alpha, beta = attribute(node, "alpha", 0.2), attribute(node, "beta", 0.5)
     weight = numpy_helper.to_array(weights[maker.input[1]])
@@ -123,7 +141,7 @@ def _fold_hardsigmoid(node: onnx.NodeProto, maker: onnx.NodeProto | None, weight
     bias = numpy_helper.to_array(weights[maker.input[2]]) if len(maker.input) > 2 else np.zeros(outputs, np.float32)
     scaled = (weight * np.float32(alpha), bias * np.float32(alpha) + np.float32(beta))
     del maker.input[1:]
-    for suffix, value in zip(("weight", "bias"), scaled):
+    for suffix, value in zip(("weight", "bias"), scaled, strict=True):
         # A new name: the same weights may serve another layer.
         name = f"{maker.output[0]}/{suffix}"
         tensor = numpy_helper.from_array(value.astype(np.float32), name)
@@ -154,7 +172,7 @@ def _depthwise(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], graph
     gamma, beta, mean, variance = (numpy_helper.to_array(weights[name]).astype(np.float64) for name in node.input[1:5])
     factor = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
     names = [f"{node.output[0]}/weight", f"{node.output[0]}/bias"]
-    for name, value in zip(names, (factor.reshape(-1, 1, 1, 1), beta - mean * factor)):
+    for name, value in zip(names, (factor.reshape(-1, 1, 1, 1), beta - mean * factor), strict=True):
         graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), name))
     return helper.make_node("Conv", [node.input[0], *names], [node.output[0]], name=node.name, group=len(factor), kernel_shape=[1, 1])
 
@@ -162,5 +180,5 @@ def _depthwise(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], graph
 def _scalar(graph: onnx.GraphProto, value: float) -> str:
     name = f"constant/{value}"
     if all(i.name != name for i in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
     return name

@@ -70,14 +70,14 @@ def _choose_tensors(
     swallowed: set[int],
 ) -> None:
     nodes = result.model.graph.node
-    result.integer = [flag and id(node) not in swallowed for flag, node in zip(result.integer, nodes)]
-    integer = {id(node) for flag, node in zip(result.integer, nodes) if flag}
+    result.integer = [flag and id(node) not in swallowed for flag, node in zip(result.integer, nodes, strict=True)]
+    integer = {id(node) for flag, node in zip(result.integer, nodes, strict=True) if flag}
 
     def wanted(name: str) -> bool:
         return any(id(c) in integer or (c.op_type in MOVES and c.input[0] == name and wanted(c.output[0])) for c in consumers[name])
 
     chosen: dict[str, None] = {}
-    for flag, node in zip(result.integer, nodes):
+    for flag, node in zip(result.integer, nodes, strict=True):
         if flag:
             activations = [name for name in node.input if name and name not in constants]
             chosen.update(dict.fromkeys(activations))
@@ -127,7 +127,9 @@ def quantise_weight(weight: NDArray[np.float32], axis: int, limit: int) -> tuple
 class Builder:
     """Emits the QDQ graph of a :class:`Plan`; `limit(node, weight shape)` is the largest weight integer of a layer."""
 
-    def __init__(self, plan: Plan, observed: Mapping[str, Observed], method: Method, limit: Callable[[onnx.NodeProto, tuple[int, ...]], int]) -> None:
+    def __init__(
+        self, plan: Plan, observed: Mapping[str, Observed], method: Method, limit: Callable[[onnx.NodeProto, tuple[int, ...]], int]
+    ) -> None:
         self.plan, self.observed, self.method, self.limit = plan, observed, method, limit
         self.constants = {i.name: numpy_helper.to_array(i) for i in plan.model.graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
@@ -143,7 +145,7 @@ class Builder:
         for value in graph.input:
             self._pair(value.name, value.name)
         replaced = set(self.plan.absorbed.values())
-        for flag, node in zip(self.plan.integer, graph.node):
+        for flag, node in zip(self.plan.integer, graph.node, strict=True):
             if flag:
                 self._integer(node)
             elif node.output[0] in replaced:
@@ -157,7 +159,9 @@ class Builder:
         for name in {name for node in self.nodes for name in node.input} & self.constants.keys():
             self._constant(name, self.constants[name])
         out = helper.make_graph(self.nodes, "int8", list(graph.input), list(graph.output), list(self.initializers.values()))
-        result = helper.make_model(out, opset_imports=list(self.plan.model.opset_import), ir_version=self.plan.model.ir_version, producer_name="sartor")
+        result = helper.make_model(
+            out, opset_imports=list(self.plan.model.opset_import), ir_version=self.plan.model.ir_version, producer_name="sartor"
+        )
         return result
 
     def _integer(self, node: onnx.NodeProto) -> None:
@@ -195,9 +199,7 @@ class Builder:
             low, high = fixed or self.observed[name].range(self.method)
             scale = float(np.float32((high - low) / 255 if high > low else 1.0))
             zero = int(np.clip(round(-low / scale), 0, 255))
-            self.params[name] = (
-                self._constant(f"{name}/scale", np.float32(scale)), self._constant(f"{name}/zero", np.uint8(zero)), scale
-            )
+            self.params[name] = (self._constant(f"{name}/scale", np.float32(scale)), self._constant(f"{name}/zero", np.uint8(zero)), scale)
         scale_name, zero_name, _ = self.params[name]
         integer, back = f"{name}/q", name if raw != name else f"{name}/dq"
         self.nodes.append(helper.make_node("QuantizeLinear", [raw, scale_name, zero_name], [integer], name=integer))
@@ -210,7 +212,7 @@ class Builder:
     def _dequantised_constant(self, name: str, value: NDArray[np.float32]) -> str:
         low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
         scale = np.float32((high - low) / 255 if high > low else 1.0)
-        zero = int(round(-low / float(scale)))
+        zero = round(-low / float(scale))
         integers = np.clip(np.round(value / scale) + zero, 0, 255).astype(np.uint8)
         parts = [self._constant(f"{name}/{part}", v) for part, v in (("q", integers), ("scale", scale), ("zero", np.uint8(zero)))]
         if all(node.name != f"{name}/dq" for node in self.nodes):
@@ -224,7 +226,12 @@ class Builder:
             _, zero, scale = self.params[source]
             scaled = f"{name}/scaled"
             self.nodes.append(
-                helper.make_node("DequantizeLinear", [f"{source}/q", self._constant(f"{name}/scale", np.float32(scale * factor)), zero], [scaled], name=scaled)
+                helper.make_node(
+                    "DequantizeLinear",
+                    [f"{source}/q", self._constant(f"{name}/scale", np.float32(scale * factor)), zero],
+                    [scaled],
+                    name=scaled,
+                )
             )
         return [scaled, self._dequantised_constant(f"{name}/term", np.asarray(term, np.float32))]
 
@@ -254,8 +261,10 @@ class Builder:
             result.append(self._dequantised(f"{node.output[0]}/bias", np.round(bias / step).astype(np.int32), step.astype(np.float32), 0))
         return result
 
-    def _corrected(self, node: onnx.NodeProto, bias: NDArray[np.float64] | None, difference: NDArray[np.float32], axis: int) -> NDArray[np.float64] | None:
-        """The bias less what rounding the weights adds to the output on average (Nagel et al. 2019, Data-Free Quantization, section 4.2)."""
+    def _corrected(
+        self, node: onnx.NodeProto, bias: NDArray[np.float64] | None, difference: NDArray[np.float32], axis: int
+    ) -> NDArray[np.float64] | None:
+        """The bias less what rounding the weights adds on average (Nagel et al. 2019, Data-Free Quantization, section 4.2)."""
         mean = self.observed[node.input[0]].mean
         if node.op_type == "Conv":
             groups = attribute(node, "group", 1)

@@ -35,16 +35,16 @@ def quantize(
 ) -> Path:
     """Write the int8 version of an fp32 ONNX file.
 
-    `calibration` (n, C, H, W) holds training images as the file takes them; 512 of them, spread evenly, are used. `method` sets the range of an
-    activation: its extremes ("minmax"), the 0.01 and 99.99 percentiles ("percentile"), the range with least squared error ("mse"), or
-    "auto": whichever agrees best with fp32 on the calibration images.
+    `calibration` (n, C, H, W) holds training images as the file takes them; 512 of them, spread evenly, are used. `method` sets the
+    range of an activation: its extremes ("minmax"), the 0.01 and 99.99 percentiles ("percentile"), the range with least squared
+    error ("mse"), or "auto": whichever agrees best with fp32 on the calibration images.
 
-    x86 processors without VNNI add two uint8 * int8 products in 16 bits, which saturates and ruins results silently. `reduce_range` keeps weights
-    within 7 bits, which cannot saturate, in all layers but depthwise convolutions, whose kernels do not. None asks this machine
-    (:func:`saturates`); say True or False when the file is for another.
+    x86 processors without VNNI add two uint8 * int8 products in 16 bits, which saturates and ruins results silently. `reduce_range`
+    keeps weights within 7 bits, which cannot saturate, in all layers but depthwise convolutions, whose kernels do not. None asks
+    this machine (:func:`saturates`); say True or False when the file is for another.
 
-    What was chosen, and each layer's weight error, is kept in the file (:func:`quantisation`). Raises UserError for calibration images of a wrong
-    shape, an unknown method, or a file that onnxruntime cannot load.
+    What was chosen, and each layer's weight error, is kept in the file (:func:`quantisation`). Raises UserError for calibration
+    images of a wrong shape, an unknown method, or a file that onnxruntime cannot load.
     """
     if method != "auto" and method not in METHODS:
         raise UserError(f"quantize: method must be auto, {', '.join(METHODS)}, got {method!r}.")
@@ -54,7 +54,9 @@ def quantize(
     legal = legalise(source)
     steps = plan(legal)
     if not any(steps.integer):
-        raise UserError(f"quantize: {fp32_path} holds no convolution or linear layer with constant weights, so there is nothing to quantise.")
+        raise UserError(
+            f"quantize: {fp32_path} holds no convolution or linear layer with constant weights, so there is nothing to quantise."
+        )
     observed = observe(legal, steps.quantised, images)
 
     def limit(node: onnx.NodeProto, shape: tuple[int, ...]) -> int:
@@ -65,15 +67,22 @@ def quantize(
     models = {m: builder.build() for m, builder in candidates.items()}
     chosen, scores = _choose(models, session(legal), images[:: -(-len(images) // MAX_CHOICE)])
     model = models[chosen]
-    facts = {"method": chosen, "reduce_range": reduced, "images": len(images), "scores": scores, "weight_error": candidates[chosen].weight_error}
-    helper.set_model_props(model, {"sartor.quantisation": json.dumps(facts)})
+    noted = {p.key: p.value for p in source.metadata_props}
+    facts = {
+        "method": chosen,
+        "reduce_range": reduced,
+        "images": len(images),
+        "scores": scores,
+        "weight_error": candidates[chosen].weight_error,
+    }
+    helper.set_model_props(model, {**noted, "sartor.quantisation": json.dumps(facts)})
     onnx.checker.check_model(model)
     return write_atomic(out, model.SerializeToString())
 
 
 def quantisation(path: str | Path) -> dict[str, Any]:
-    """What :func:`quantize` noted in the file: method, reduce_range, images, scores {method: {agreement, error}} on the calibration images, and
-    weight_error {layer: norm(W - Q(W)) / norm(W)}."""
+    """What :func:`quantize` noted in the file: method, reduce_range, images, scores {method: {agreement, error}} on the calibration
+    images, and weight_error {layer: norm(W - Q(W)) / norm(W)}. Raises UserError for a file that it did not write."""
     model = _load(path)
     noted = {p.key: p.value for p in model.metadata_props}.get("sartor.quantisation")
     if noted is None:
@@ -104,10 +113,25 @@ def int8_report(path: str | Path) -> dict[str, Any]:
         graph = onnx.load(optimised).graph
     ops = Counter(node.op_type for node in graph.node)
     conversions = sum(ops[kind] for kind in ("QuantizeLinear", "DequantizeLinear"))
-    integer = {kind for kind in ops if kind.startswith("QLinear") or kind in ("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger")}
-    neutral = MOVES - {"MaxPool"} | {"QuantizeLinear", "DequantizeLinear", "ReorderInput", "ReorderOutput", "Identity", "Shape", "Gather", "Cast"}
+    integer = {
+        kind for kind in ops if kind.startswith("QLinear") or kind in ("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger")
+    }
+    neutral = MOVES - {"MaxPool"} | {
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "ReorderInput",
+        "ReorderOutput",
+        "Identity",
+        "Shape",
+        "Gather",
+        "Cast",
+    }
     types = {v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input, *graph.output]}
-    rest = [node.op_type for node in graph.node if node.op_type not in integer | neutral and types.get(node.input[0]) not in (TensorProto.UINT8, TensorProto.INT8)]
+    rest = [
+        node.op_type
+        for node in graph.node
+        if node.op_type not in integer | neutral and types.get(node.input[0]) not in (TensorProto.UINT8, TensorProto.INT8)
+    ]
     pools = sum(node.op_type == "MaxPool" for node in graph.node) - rest.count("MaxPool")
     return {
         "int8_ops": sum(ops[kind] for kind in integer) + pools,
@@ -124,12 +148,17 @@ def saturates() -> bool:
     channels, value = 64, 200
     exact = channels * 255 * 127
     constants = {
-        "scale": np.float32(1), "zero": np.uint8(0), "w": np.full((16, channels, 1, 1), 127, np.int8), "w_scale": np.ones(16, np.float32),
-        "w_zero": np.zeros(16, np.int8), "y_scale": np.float32(exact / value),
+        "scale": np.float32(1),
+        "zero": np.uint8(0),
+        "w": np.full((16, channels, 1, 1), 127, np.int8),
+        "w_scale": np.ones(16, np.float32),
+        "w_zero": np.zeros(16, np.int8),
+        "y_scale": np.float32(exact / value),
     }
     node = helper.make_node("QLinearConv", ["x", "scale", "zero", "w", "w_scale", "w_zero", "y_scale", "zero"], ["y"], kernel_shape=[1, 1])
     graph = helper.make_graph(
-        [node], "probe",
+        [node],
+        "probe",
         [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, channels, 4, 4])],
         [helper.make_tensor_value_info("y", TensorProto.UINT8, [1, 16, 4, 4])],
         [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
@@ -139,7 +168,9 @@ def saturates() -> bool:
     return bool(np.any(result != value))
 
 
-def _choose(models: dict[Method, onnx.ModelProto], reference: Any, images: NDArray[np.float32]) -> tuple[Method, dict[str, dict[str, float]]]:
+def _choose(
+    models: dict[Method, onnx.ModelProto], reference: Any, images: NDArray[np.float32]
+) -> tuple[Method, dict[str, dict[str, float]]]:
     """The model that names the same class as fp32 most often; ties go to the smaller relative error of the logits."""
     truth = _logits(reference, images)
     scores: dict[Method, dict[str, float]] = {}
@@ -148,7 +179,7 @@ def _choose(models: dict[Method, onnx.ModelProto], reference: Any, images: NDArr
         error = float(np.linalg.norm(got - truth) / max(float(np.linalg.norm(truth)), 1e-12))
         scores[method] = {"agreement": float((got.argmax(1) == truth.argmax(1)).mean()), "error": error}
     best = max(scores, key=lambda m: (scores[m]["agreement"], -scores[m]["error"]))
-    return best, dict(scores)
+    return best, {str(m): score for m, score in scores.items()}
 
 
 def _logits(running: Any, images: NDArray[np.float32], batch: int = 64) -> NDArray[np.float32]:
@@ -169,10 +200,13 @@ def _load(path: str | Path) -> onnx.ModelProto:
 def _checked(model: onnx.ModelProto, calibration: NDArray[np.float32]) -> NDArray[np.float32]:
     expected = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
     images = np.asarray(calibration)
-    if images.ndim != len(expected) + 1 or len(images) == 0 or any(e and e != s for e, s in zip(expected, images.shape[1:])):
+    if images.ndim != len(expected) + 1 or len(images) == 0 or any(e and e != s for e, s in zip(expected, images.shape[1:], strict=True)):
         wanted = ", ".join(str(e) for e in expected)
-        raise UserError(f"quantize: calibration must be images of shape (n, {wanted}) with n >= 1, as the file's input, got {images.shape}.")
-    images = np.ascontiguousarray(images[:: -(-len(images) // MAX_CALIBRATION)], dtype=np.float32)
+        raise UserError(
+            f"quantize: calibration must be images of shape (n, {wanted}) with n >= 1, as the file's input, got {images.shape}."
+        )
+    dtype = helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+    images = np.ascontiguousarray(images[:: -(-len(images) // MAX_CALIBRATION)], dtype=dtype)
     if not np.isfinite(images).all():
         raise UserError("quantize: calibration holds values that are not finite; remove or repair those images.")
     return images

@@ -24,9 +24,9 @@ MAX_INLINE_VALUES = 64
 def to_source(module: nn.Module, class_name: str, input_shape: tuple[int, ...] | None = None) -> str:
     """Python source of a class `class_name` that computes what `module` computes in evaluation mode, and of `load(path)`.
 
-    Every module that is not of torch.nn becomes a small class of its own (equal ones share it), its forward taken from a torch.fx trace. Names
-    are kept, so the keys of the state dict are the module's. With `input_shape` (C, H, W) the layers carry their output shapes as comments,
-    and the source is executed and must return the module's outputs bit for bit.
+    Every module that is not of torch.nn becomes a small class of its own (equal ones share it), its forward taken from a torch.fx
+    trace. Names are kept, so the keys of the state dict are the module's. With `input_shape` (C, H, W) the layers carry their output
+    shapes as comments, and the source is executed and must return the module's outputs bit for bit.
 
     Raises UserError for a class name that is no identifier, and for a module whose forward depends on the values or the shape of its input.
     """
@@ -38,11 +38,12 @@ def to_source(module: nn.Module, class_name: str, input_shape: tuple[int, ...] |
     body = "\n\n\n".join(writer.classes)
     ordered = "from collections import OrderedDict\n" if "OrderedDict(" in body else ""
     functional = "from torch.nn import functional as F\n" if re.search(r"\bF\.", body) else ""
-    shape = f" Input: (batch, {', '.join(map(str, input_shape))}); shapes in comments are without the batch." if input_shape else ""
+    shape = f" Input: (batch, {', '.join(map(str, input_shape))}); comments give shapes without it." if input_shape else ""
     tensor = "Tensor, " if "Tensor" in body else ""
     whole = "import torch\n" if re.search(r"\btorch\.", body) else ""
     source = (
-        f'"""{class_name}, a network in plain PyTorch.{shape}\n\nNeeds torch and safetensors. `load()` reads the weights beside this file."""\n\n'
+        f'"""{class_name}, a network in plain PyTorch.{shape}\n\n'
+        'Needs torch and safetensors. `load()` reads the weights beside this file."""\n\n'
         f"from __future__ import annotations\n\n{ordered}from pathlib import Path\n\n"
         f"{whole}from safetensors.torch import load_file\nfrom torch import {tensor}nn\n{functional}\n\n{body}\n\n\n"
         f"def load(path: str | Path | None = None) -> {class_name}:\n"
@@ -222,7 +223,9 @@ def _buffer(name: str, buffer: Tensor | None, persistent: bool) -> str:
         shape = ", ".join(map(str, buffer.shape)) or "()"
         return f'self.register_buffer("{name}", torch.empty({shape}, dtype={buffer.dtype}))'
     if buffer.numel() > MAX_INLINE_VALUES:
-        raise UserError(f"to_source: buffer {name!r} has {buffer.numel()} values and is not saved with the weights; register it with persistent=True.")
+        raise UserError(
+            f"to_source: buffer {name!r} has {buffer.numel()} values and is not saved with the weights; register it with persistent=True."
+        )
     return f'self.register_buffer("{name}", torch.tensor({literal(buffer.tolist())}, dtype={buffer.dtype}), persistent=False)'
 
 
@@ -242,7 +245,9 @@ def _shapes(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, tuple[
         with torch.no_grad():
             module(torch.zeros(1, *input_shape))
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"to_source: the module does not run on an input of shape (1, {', '.join(map(str, input_shape))}): {error}") from error
+        raise UserError(
+            f"to_source: the module does not run on an input of shape (1, {', '.join(map(str, input_shape))}): {error}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -258,13 +263,14 @@ def _check(source: str, class_name: str, module: nn.Module, input_shape: tuple[i
         try:
             net.load_state_dict(module.state_dict())
         except RuntimeError as error:
-            raise UserError(f"to_source: {class_name} cannot be written as plain layers: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(f"to_source: {class_name} has no source of plain layers: {' '.join(str(error).split())[:300]}") from error
         if input_shape is not None:
             images = torch.rand(2, *input_shape)
             with torch.no_grad():
                 expected, got = module(images), net.eval()(images)
             if not torch.equal(expected, got):
-                raise UserError(f"to_source: the source of {class_name} differs from the module by {float((expected - got).abs().max()):.3g}; report this.")
+                gap = float((expected - got).abs().max())
+                raise UserError(f"to_source: the source of {class_name} differs from the module by {gap:.3g}; report this.")
 
 
 @contextmanager
