@@ -67,7 +67,7 @@ class Visited:
         self._unnumbered: dict[Arch, None] = {}
         self._added: list[Arch] | None = None
 
-    def __contains__(self, arch: Arch) -> bool:
+    def __contains__(self, arch: object) -> bool:
         return arch in self._archs
 
     def __len__(self) -> int:

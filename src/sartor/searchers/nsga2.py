@@ -37,9 +37,9 @@ class NSGA2:
     """Non-dominated sorting, crowding distance, binary tournament and constrained domination, a generation at a time.
 
     Generation 0 is `initial` and, up to `population`, uniform draws. Every later generation has `population` offspring of the best
-    `population` among all before: tournament, uniform crossover, mutation of each choice with `mutation_rate` (at least one). Duplicates
-    are never proposed. The next generation starts when the last trial of this one has finished; failed trials count, and lose to all
-    others. Trials that carry no generation (a history from another searcher) belong to the first population.
+    `population` among all before: tournament, uniform crossover, mutation of each choice with `mutation_rate`. Duplicates mutate on
+    until they are new, and are never proposed. The next generation starts when the last trial of this one has finished; failed trials
+    count, and lose to all others. Trials that carry no generation (another searcher's) count for the one that is running.
 
     Args:
         population: size of the population, and offspring a generation; at least 2.
@@ -74,6 +74,7 @@ class NSGA2:
         self._population, self._crossover_rate = population, crossover_rate
         free = sum(len(options) > 1 for options in space.allowed.values())
         self._mutation_rate = mutation_rate if mutation_rate is not None else 1 / max(1, free)
+        self._untouched = (1 - self._mutation_rate) ** free  # probability that no choice mutates
         self._fold = Fold(lambda: _State(Visited(space)), self._finish)
 
     def ask(self, history: Sequence[Trial], pending: Sequence[Proposal], n: int, rng: np.random.Generator) -> list[Proposal]:
@@ -117,9 +118,9 @@ class NSGA2:
         mother, father = (self._tournament(state, rng) for _ in range(2))
         parents = [mother, father] if rng.random() < self._crossover_rate else [mother]
         child: Arch | None = self._space.crossover(mother.arch, father.arch, rng) if len(parents) == 2 else mother.arch
-        for _ in range(_WALK):
-            assert child is not None
-            child = self._space.mutate(child, rng, rate=self._mutation_rate)
+        for step in range(_WALK):
+            if child is not None and (step or len(parents) == 1 or rng.random() >= self._untouched):
+                child = self._space.mutate(child, rng, rate=self._mutation_rate)
             if child not in state.visited:
                 break
         else:
