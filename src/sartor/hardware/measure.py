@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sartor.errors import UserError
+from sartor.hardware.pace import Pacer
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -19,8 +20,10 @@ MIN_RUNS = 100
 SAMPLE_US = 100.0  # shorter runs are timed in groups of this length, so that the clock and the call do not dominate
 NOISY_DRIFT = 0.05  # halves of a series that differ by more are no steady state
 NOISY_WIDTH = 0.05  # of the median: widest acceptable bootstrap interval
-NOISY_REFERENCE = 0.15  # the fixed reference kernel may wander by so much between rounds
+NOISY_REFERENCE = 0.15  # the reference kernel's 90th percentile may lie so much over its 10th
 ROUNDS = 20
+PACED_SHARE = 0.4  # of the time: samples between reference kernels, which find the quiet moments
+MIN_QUIET = 8  # samples from quiet moments below which no quiet latency is given
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Measurement:
     `cpu_ms` is process CPU time per inference (well under p50: the process waited; over it: several threads worked). `drift` is
     the median of the second half over that of the first, minus 1. `reference` is the same for a fixed kernel timed in between:
     it tells a slower machine from a slower network. `noisy`: the series was not steady, and says so instead of averaging it away.
+    `quiet` is the median over moments in which the machine ran at full speed (`sartor.hardware.pace`): on an idle machine it equals
+    p50, on a shared one it is what p50 would be without the others. None when there were too few such moments.
     """
 
     p10: float
@@ -42,6 +47,7 @@ class Measurement:
     drift: float
     noisy: bool
     reference: float = 0.0
+    quiet: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,6 +109,7 @@ class Series:
         self._run: Callable[..., Any] = session.run
         self._feeds = feeds
         self.samples_ms: list[float] = []
+        self.paced: list[np.ndarray] = []  # pairs of Pacer.samples
         self.runs = 0
         self.cpu_seconds = 0.0
         end, shortest = time.perf_counter() + warm_up_seconds, float("inf")
@@ -114,10 +121,10 @@ class Series:
                 break
         self.group = max(1, int(np.ceil(SAMPLE_US / shortest)))
 
-    def sample(self, seconds: float, at_least: int = 1) -> None:
-        """Samples for `seconds`, at least `at_least` of them."""
+    def sample(self, seconds: float, pacer: Pacer, at_least: int = 1) -> None:
+        """Samples for `seconds`, at least `at_least` of them, a share of it between reference kernels."""
         run, feeds, group = self._run, self._feeds, self.group
-        end = time.perf_counter() + seconds
+        end = time.perf_counter() + seconds * (1 - PACED_SHARE)
         cpu = time.process_time()
         taken = 0
         while taken < at_least or time.perf_counter() < end:
@@ -128,15 +135,18 @@ class Series:
             taken += 1
         self.runs += taken * group
         self.cpu_seconds += time.process_time() - cpu
+        self.paced.append(pacer.samples(lambda: run(None, feeds), seconds * PACED_SHARE))
 
-    def measurement(self, reference: Sequence[float] = (), seed: int = 0) -> Measurement:
-        samples = np.array(self.samples_ms)
+    def measurement(self, pacer: Pacer, seed: int = 0) -> Measurement:
+        samples, paced = np.array(self.samples_ms), np.concatenate(self.paced)
         p10, p50, p90 = (float(value) for value in np.percentile(samples, [10, 50, 90]))
         low, high = median_interval(samples, seed)
-        drift, wander = _drift(samples), _drift(np.array(reference)) if len(reference) > 1 else 0.0
-        spread = float(np.ptp(np.percentile(reference, [10, 90])) / np.median(reference)) if len(reference) > 1 else 0.0
-        noisy = abs(drift) > NOISY_DRIFT or (high - low) > NOISY_WIDTH * p50 or spread > NOISY_REFERENCE
-        return Measurement(p10, p50, p90, low, high, self.runs, self.cpu_seconds * 1e3 / self.runs, drift, bool(noisy), wander)
+        drift, wander = _drift(samples), _drift(paced[:, 1])
+        slow, fast = np.percentile(paced[:, 1], [90, 10])
+        noisy = abs(drift) > NOISY_DRIFT or (high - low) > NOISY_WIDTH * p50 or slow > (1 + NOISY_REFERENCE) * fast
+        mask = pacer.quiet(paced)
+        quiet = float(np.median(paced[mask, 0])) / 1e3 if mask.sum() >= MIN_QUIET else None
+        return Measurement(p10, p50, p90, low, high, self.runs, self.cpu_seconds * 1e3 / self.runs, drift, bool(noisy), wander, quiet)
 
 
 def measure(file: Path | str, *, threads: int = 1, batch: int = 1, seconds: float = 1.0, seed: int = 0) -> Measurement:
@@ -153,24 +163,22 @@ def measure_many(
 ) -> list[Measurement]:  # fmt: skip
     """Latencies of several files that are to be compared: interleaved rounds in random order, `seconds` for each file in all.
 
-    Drift of the machine then meets all files alike. A fixed reference kernel is timed before every sample series.
+    Drift of the machine then meets all files alike.
     """
     if not (batch >= 1 and threads >= 1 and seconds > 0):
         raise UserError(f"expected batch and threads of at least 1 and a positive time, got batch {batch}, threads {threads}, seconds {seconds}")
     rng = np.random.default_rng(seed)
-    kernel = ReferenceKernel()
+    pacer = Pacer()
     series = []
     for file in files:
         session = open_session(file, threads)
         series.append(Series(session, synthetic_input(session, batch, seed), min(0.05, seconds / 5)))
-    reference: list[list[float]] = [[] for _ in files]
     for turn in range(ROUNDS):
         for number in rng.permutation(len(files)):
-            reference[number].append(kernel.time_us())
-            series[number].sample(seconds / ROUNDS, at_least=-(-MIN_RUNS // (ROUNDS * series[number].group)))
+            series[number].sample(seconds / ROUNDS, pacer, at_least=-(-MIN_RUNS // (ROUNDS * series[number].group)))
         if progress is not None:
             progress("measure", turn + 1, ROUNDS)
-    return [one.measurement(times, seed) for one, times in zip(series, reference, strict=True)]
+    return [one.measurement(pacer, seed) for one in series]
 
 
 def sweep_threads(file: Path | str, threads: Sequence[int] | None = None, *, seconds: float = 1.0) -> dict[int, Measurement]:
@@ -179,27 +187,6 @@ def sweep_threads(file: Path | str, threads: Sequence[int] | None = None, *, sec
 
     counts = threads or sorted({2**power for power in range(cores().bit_length()) if 2**power <= cores()} | {cores()})
     return {count: measure(file, threads=count, seconds=seconds) for count in counts}
-
-
-class ReferenceKernel:
-    """A fixed piece of single-threaded arithmetic, about 20 µs: its time moves only when the machine's speed does."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self._values = rng.standard_normal(4096).astype(np.float32)
-        self._out = np.empty_like(self._values)
-        for _ in range(20):
-            self.time_us()
-
-    def time_us(self, repeats: int = 5) -> float:
-        """The fastest of `repeats`, in µs: an interruption is no change of speed."""
-        best = float("inf")
-        for _ in range(repeats):
-            began = time.perf_counter_ns()
-            for _ in range(4):
-                np.exp(self._values, out=self._out)
-            best = min(best, (time.perf_counter_ns() - began) / 1e3)
-        return best
 
 
 def median_interval(samples: np.ndarray, seed: int = 0, resamples: int = 200) -> tuple[float, float]:

@@ -16,12 +16,14 @@ from pathlib import Path
 
 from sartor.errors import UserError
 from sartor.hardware._lower import Quantize, lower, lower_input
-from sartor.hardware._timing import OpTime, Stopwatch
+from sartor.hardware._timing import Stopwatch
 from sartor.hardware.calibrate import Calibration, Pair, fit, terms
 from sartor.hardware.device import Identity, host
 from sartor.hardware.graph import Op, OpGraph, Shape
+from sartor.hardware.pace import QuietTime
 
 SCHEMA = 1
+NOISY_SPREAD = 0.1  # relative interquartile range of quiet samples beyond which an entry is called noisy
 PROBE_OPS = 40  # ops that share one file while the runtime optimises them
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +48,7 @@ class LatencyTable:
     Raises UserError when the file belongs to another identity, is no table, or cannot be written.
     """
 
-    def __init__(self, path: Path | str, identity: Identity | None = None, *, quantize: Quantize | None = None, seconds: float = 0.04) -> None:
+    def __init__(self, path: Path | str, identity: Identity | None = None, *, quantize: Quantize | None = None, seconds: float = 0.02) -> None:
         self.path = Path(path)
         self.identity = identity or host()
         self.quantize = quantize
@@ -150,8 +152,8 @@ class LatencyTable:
             self._stopwatch = Stopwatch(self.identity.threads, self.seconds)
         return self._stopwatch
 
-    def _add(self, signature: str, time: OpTime, *, fused: bool) -> None:
-        entry = Entry(signature, time.us, time.spread, time.runs, "fused" if fused else "measured", time.noisy)
+    def _add(self, signature: str, time: QuietTime, *, fused: bool) -> None:
+        entry = Entry(signature, time.us, time.spread, time.runs, "fused" if fused else "measured", not time.quiet or time.spread > NOISY_SPREAD)
         row = (entry.signature, entry.us, entry.spread, entry.runs, entry.kind, int(entry.noisy))
         try:
             self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
