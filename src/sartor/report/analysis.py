@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,7 @@ def exchanges(result: Record) -> list[Exchange]:
     F = np.array([[sign(one) * x, sign(two) * y] for _, x, y in known])
     front = sorted((known[i] for i in np.flatnonzero(pareto.front(F))), key=lambda p: sign(two) * p[2])
     steps = []
-    for (a, x1, y1), (b, x2, y2) in zip(front, front[1:], strict=False):
+    for (a, x1, y1), (b, x2, y2) in pairwise(front):
         if x1 == 0 or y1 == 0 or y1 == y2:
             continue
         first, second = (x2 - x1) / abs(x1), (y2 - y1) / abs(y1)
@@ -141,7 +142,7 @@ def exchanges(result: Record) -> list[Exchange]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the search believed of one network and what was measured, in the metric's base unit; `error` is relative to the measured value."""
+    """What the search believed of a network and what was measured, in the metric's base unit; `error` is relative to `measured`."""
 
     model: str
     metric: str
@@ -219,7 +220,7 @@ def hypervolume_curve(result: Record, trials: Sequence[Mapping[str, Any]] | None
 
 
 def _objective_row(trial: Mapping[str, Any], names: Sequence[str], result: Record) -> list[float] | None:
-    """A trial's objectives, minimised; None when it failed, lacks one, or is known to break a limit (a metric it lacks is not held against it)."""
+    """A trial's objectives, minimised; None when it failed, lacks one, or breaks a limit on a metric that it has."""
     metrics = mapping(trial.get("metrics"))
     if trial.get("status", "complete") != "complete":
         return None

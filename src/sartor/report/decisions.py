@@ -3,7 +3,7 @@
 The rules, over the *candidates* (searched networks on the measured front that keep every limit):
 
 real-time      the lowest p90 latency among those with at least 95 % of the best candidate's accuracy
-battery-size   the lowest geometric mean of CPU time, file size and peak memory, each relative to the smallest, under the same accuracy floor
+battery-size   the lowest geometric mean of CPU time, file size and peak memory, each relative to the smallest, with the same floor
 quality        the highest accuracy; of equals, the faster
 balanced       the knee: the best point after which a gain in one objective costs most in the other (:func:`sartor.pareto.knee`)
 
@@ -58,7 +58,7 @@ class Decision:
 
 
 def candidates(result: Record) -> list[int]:
-    """Indices into ``searched(result)`` of the networks that may be recommended: on the front, accurate as measured, keeping every limit."""
+    """Indices into ``searched(result)`` of what may be recommended: on the front, accuracy measured, every limit kept."""
     models = searched(result)
     pool = [i for i, m in enumerate(models) if metric_value(m, "accuracy") is not None and keeps_all(m, result)]
     if any("front" in m for m in models):
@@ -172,9 +172,9 @@ def _balanced(result: Record, models: Sequence[Record], pool: Sequence[int]) -> 
         if len(full) < 3:
             reason = f"The front has {len(full)} network{'s' if len(full) > 1 else ''}, too few for a knee; {figures}."
         else:
-            lead = "The knee of the front" if place == 0 else f"Number {place + 1} by distance from the line between the front's ends"
-            reason = f"{lead}, {depth:.2f} of the range below it: {figures}. Beyond it, each further gain costs more."
-            reason = reason if place == 0 else f"{lead} ({depth:.2f} of the range): {figures}."
+            lead = "The knee of the front" if place == 0 else f"Number {place + 1} by distance beyond the line between the front's ends"
+            further = f" It lies farthest ({depth:.2f} of the range) beyond the line between the front's ends; past it, gains cost more."
+            reason = f"{lead}: {figures}.{further if place == 0 else ''}"
         picks.append(Pick(i, name_of(models[i]), reason))
     return Decision("balanced", "Balanced", rule, tuple(picks))
 

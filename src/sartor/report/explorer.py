@@ -32,6 +32,7 @@ from sartor.report.values import (
     searched,
     show,
     sign,
+    significant,
 )
 
 MODEL_FILES = {
@@ -56,7 +57,7 @@ def metrics_present(result: Record) -> list[str]:
 
 
 def networks(result: Record) -> list[tuple[str, str, Record]]:
-    """Every network as ``(id, kind, record)``; ids are ``m0, m1, …`` for searched ones and ``r0, …`` for their rivals, kinds those of :data:`KINDS`."""
+    """Every network as ``(id, kind, record)``: ids ``m0, m1, …`` for searched ones, ``r0, …`` for rivals; kinds as in :data:`KINDS`."""
     found = [(f"m{i}", "search", m) for i, m in enumerate(searched(result))]
     return found + [(f"r{i}", "control" if m.get("origin") == "control" else "baseline", m) for i, m in enumerate(rivals(result))]
 
@@ -154,11 +155,12 @@ def _presets(choices: Sequence[Decision]) -> Html:
         "All rules choose among the searched networks on the measured front that keep every limit. Each is a ranking; "
         "when the filter hides its first, the button takes the first that is left."
     )
+    see = tag("a", "See its layers", href="#network", id="see", hidden=True)
     return tag(
         "div",
         tag("p", "What matters most?", class_="label", id="presets-label"),
         tag("div", *buttons, class_="buttons", role="group", aria_labelledby="presets-label"),
-        tag("p", id="why", class_="why", aria_live="polite"),
+        tag("p", tag("span", id="why", aria_live="polite"), " ", see, class_="why"),
         tag("details", tag("summary", "The rules"), tag("p", about), rules),
         class_="presets",
     )
@@ -254,5 +256,5 @@ def _cell(model: Record, key: str) -> Html:
         return tag("span", NOT_MEASURED, class_="none")
     if interval is None:
         return tag("span", show(key, value))
-    low, high = (show(key, v).removesuffix(" ms") for v in interval)
+    low, high = (significant(v) for v in interval)
     return tag("span", show(key, value), tag("small", f" {low}–{high}"))

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -19,6 +17,7 @@ from sartor.errors import UserError
 from sartor.report import sections
 from sartor.report.decisions import decisions
 from sartor.report.explorer import explorer, page_data
+from sartor.report.files import write_atomically
 from sartor.report.markup import Html, finite, join, json_block, section, tag
 
 SCRIPTS = ("charts.js", "explore.js")
@@ -90,19 +89,6 @@ def page(result: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] | None =
     return f'<!doctype html>\n<html lang="en">{head}{body}</html>\n'
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` by way of a temporary file in the same folder, so that a reader sees the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def _write_plotly(folder: Path) -> None:
     """What plotly calls ``include_plotlyjs="directory"``: one copy of the library beside the page."""
     from plotly.offline import get_plotlyjs
@@ -155,7 +141,13 @@ def _search(trials: Sequence[Mapping[str, Any]] | None) -> Html:
     if not trials:
         return section("search", "How the search went", tag("p", "The history of the search was not given to this report."))
     failed = sum(t.get("status") == "failed" for t in trials)
-    words = f"{len(trials):,} candidates tried, {failed:,} of them failed. The curve is the hypervolume of the front so far, as a share of its last value."
-    note = "Estimates made during the search, limits applied; the reference is the worst value seen. It says when the search stopped gaining, not how good it is."
+    words = (
+        f"{len(trials):,} candidates tried, {failed:,} of them failed. "
+        "The curve is the hypervolume of the front so far, as a share of its last value."
+    )
+    note = (
+        "Estimates made during the search, limits applied; the reference is the worst value seen. "
+        "It says when the search stopped gaining, not how good it is."
+    )
     chart = tag("div", class_="chart small", data_chart="search", role="img", aria_label="Hypervolume of the front over trials")
     return section("search", "How the search went", tag("p", words), chart, tag("p", note, class_="note"))

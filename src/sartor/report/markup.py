@@ -24,7 +24,7 @@ def join(parts: Iterable[object], separator: str = "") -> Html:
 
 
 def tag(name: str, /, *children: object, **attributes: object) -> Html:
-    """An element. ``class_`` and ``for_`` drop their underscore, other underscores become hyphens; True gives a bare attribute, None none."""
+    """An element. ``class_`` and ``for_`` drop their underscore, others become hyphens; True gives a bare attribute, None none."""
     written = []
     for key, value in attributes.items():
         if value is None or value is False:
@@ -77,7 +77,7 @@ def finite(value: Any) -> Any:
 
 
 def json_block(identifier: str, value: Any) -> Html:
-    """`value` as a JSON data block. ``<``, ``>`` and ``&`` are written as escapes, so no string inside can end the block or open another."""
+    """`value` as a JSON data block. ``<``, ``>`` and ``&`` are escaped, so that no string inside can end the block or open another."""
     text = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     safe = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return Html(f'<script type="application/json" id="{identifier}">{safe}</script>')

@@ -38,7 +38,7 @@ VERDICT_WORDS: dict[Verdict, str] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One limit held against one model. `value` and `bound` are in the metric's base unit; `slack` is relative to the bound, negative = over."""
+    """One limit held against one model. `value` and `bound` in the metric's base unit; `slack` relative to the bound, negative = beyond."""
 
     model: str
     metric: str
@@ -59,7 +59,7 @@ def limits(result: Record) -> list[tuple[str, float, str]]:
 
 
 def limit_words(metric: str, bound: float, statistic: str) -> str:
-    """A limit in words: ``"Latency (p90) at most 2.000 ms"``."""
+    """A limit in words: ``"Latency (p90) at most 2.00 ms"``."""
     which = f" ({'median' if statistic == 'p50' else statistic})" if metric == "latency_ms" else ""
     return f"{display(metric).label}{which} {'at most' if sign(metric) > 0 else 'at least'} {show(metric, bound)}"
 
@@ -109,12 +109,9 @@ def asked(result: Record) -> str:
     """What was asked, in one sentence."""
     data, device = mapping(result.get("data")), mapping(result.get("device"))
     classes, shape = strings(data.get("classes")), strings(data.get("input_shape"))
-    details = joined(
-        [
-            *([count(len(classes), "class").replace("classs", "classes")] if classes else []),
-            *([f"{'×'.join(shape)} inputs"] if shape else []),
-        ]
-    )
+    sizes = [f"{len(classes):,} classes"] if classes else []
+    sizes += [f"{'×'.join(shape)} inputs"] if shape else []
+    details = ", ".join(sizes)
     task = f"for {data.get('name') or 'an unnamed data set'}" + (f" ({details})" if details else "")
     wish = joined(display(metric).best for metric in objectives(result))
     bounds = [limit_words(*limit) for limit in limits(result)]
@@ -150,7 +147,7 @@ def delivered(result: Record) -> str:
 
 
 def _span(models: Sequence[Record]) -> str:
-    """From the fastest to the most accurate: ``", from 94.10 % at 0.0500 ms to 98.20 % at 0.2100 ms"``; empty when unmeasured."""
+    """From the fastest to the most accurate: ``", from 94.10 % accuracy at 0.0500 ms to 98.20 % at 0.210 ms"``; empty when unmeasured."""
     known = [(a, t) for m in models if (a := metric_value(m, "accuracy")) is not None and (t := metric_value(m, "latency_ms")) is not None]
     if not known:
         return ""

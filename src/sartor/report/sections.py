@@ -138,10 +138,11 @@ def against_ladder(result: Record) -> Html:
     ladder = (
         table("Networks the search is compared with", headers, rows, numeric=numeric) if rows else tag("p", "No baseline was measured.")
     )
-    words = tag("p", verdict_mark(found.verdict, found.words))
+    mark = {"won": "won", "lost": "lost", "level": "level", "unmeasured": NOT_MEASURED}[found.verdict]
+    words = tag("p", verdict_mark(found.verdict, mark), ". ", found.words)
     note = tag(
         "p",
-        "Hypervolume is the area between a front and the reference point: larger is better, and a single number hides where along the front "
+        "Hypervolume is the area between a front and the reference point: larger is better, and one number hides where along the front "
         "the difference lies. “Beaten” means at least as good in every objective and better in one.",
         class_="note",
     )
@@ -184,7 +185,7 @@ def predicted(result: Record) -> Html:
         )
         parts += [words, tag("div", chart, grid, class_="pair")]
     note = (
-        "Predicted: what the search believed while it ran (latency from the table of layers, accuracy of shared weights on validation data). "
+        "Predicted: what the search believed while it ran (latency: table of layers; accuracy: shared weights, validation data). "
         "Measured: the exported file, accuracy on test data."
     )
     return section("predictions", "Predicted and measured", *parts, tag("p", note, class_="note"))

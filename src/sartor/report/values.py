@@ -17,6 +17,8 @@ from sartor.goals import METRICS
 Record = Mapping[str, Any]
 
 NOT_MEASURED = "not measured"
+NO_BREAK = "\u00a0"
+"""Stands between a number and its unit, so that they stay on one line."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Display:
     unit: str
     scale: float
     best: str
-    decimals: int | None = None  # None: four significant digits
+    decimals: int | None = None  # None: three significant digits
 
 
 DISPLAY: dict[str, Display] = {
@@ -104,7 +106,7 @@ def accuracy_error(accuracy: float, images: float | None) -> float | None:
     return z * math.sqrt(max(spread, 0.0)) / (1 + z * z / images)
 
 
-def significant(value: float, digits: int = 4) -> str:
+def significant(value: float, digits: int = 3) -> str:
     """`value` with `digits` significant digits, thousands separated, no exponent between 1e-6 and 1e15."""
     if value == 0:
         return "0"
@@ -115,18 +117,18 @@ def significant(value: float, digits: int = 4) -> str:
 
 
 def show(metric: str, value: float | None) -> str:
-    """`value` (base unit) for people: ``show("accuracy", 0.9812) == "98.12 %"``; None gives "not measured"."""
+    """`value` (base unit) for people: ``show("accuracy", 0.9812)`` is 98.12 %; None gives "not measured"."""
     if value is None:
         return NOT_MEASURED
     how = display(metric)
     scaled = value * how.scale
     text = significant(scaled) if how.decimals is None else f"{scaled:.{how.decimals}f}"
-    return f"{text} {how.unit}".rstrip()
+    return f"{text}{NO_BREAK}{how.unit}" if how.unit else text
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
-    """A signed percentage: ``percent(-0.031) == "−3.1 %"``, with a true minus sign."""
-    text = f"{abs(fraction) * 100:.{decimals}f} %"
+    """A signed percentage with a true minus sign: ``percent(-0.031)`` is −3.1 %."""
+    text = f"{abs(fraction) * 100:.{decimals}f}{NO_BREAK}%"
     return ("−" if fraction < 0 else "+") + text
 
 

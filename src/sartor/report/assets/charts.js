@@ -17,7 +17,7 @@ const known = (value) => typeof value === "number" && Number.isFinite(value);
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-function significant(value, digits = 4) {
+function significant(value, digits = 3) {
   if (value === 0) return "0";
   const decimals = Math.min(Math.max(digits - 1 - Math.floor(Math.log10(Math.abs(value))), 0), 20);
   return value.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
@@ -28,7 +28,7 @@ function show(key, value) {
   const metric = METRICS.get(key) || { scale: 1, unit: "", decimals: null };
   const scaled = value * metric.scale;
   const text = metric.decimals === null ? significant(scaled) : scaled.toFixed(metric.decimals);
-  return metric.unit ? `${text} ${metric.unit}` : text;
+  return metric.unit ? `${text}\u00a0${metric.unit}` : text;
 }
 
 const axisTitle = (key) => {
@@ -95,7 +95,8 @@ function rangeOf(values, log) {
   const low = Math.min(...list);
   const high = Math.max(...list);
   const pad = (high - low || Math.abs(high) || 1) * 0.2;
-  return [low - pad, high + pad];
+  // A quantity that cannot be negative gets no negative half of an axis.
+  return [log || low < 0 ? low - pad : Math.max(low - pad, 0), high + pad];
 }
 
 function netTraces(kind, nets, x, y, scale) {
@@ -190,13 +191,13 @@ function drawPrediction(element, key) {
   const points = DATA.predictions.filter((p) => p.metric === key && known(p.measured));
   const { scale } = METRICS.get(key) || { scale: 1 };
   const values = points.flatMap((p) => [p.predicted * scale, p.measured * scale]);
-  const ends = [Math.min(...values), Math.max(...values)];
+  const ends = rangeOf(values, false);
   return draw(element, [
     { type: "scatter", mode: "lines", x: ends, y: ends, line: { color: color("trial"), dash: "dash", width: 1.5 }, name: "exact", hoverinfo: "skip" },
     { type: "scatter", mode: "markers", x: points.map((p) => p.predicted * scale), y: points.map((p) => p.measured * scale), name: "network",
       text: points.map((p) => plain(p.model)), hovertemplate: "%{text}<br>predicted %{x:.4g}<br>measured %{y:.4g}<extra></extra>",
       marker: { color: color("search"), size: 9 } },
-  ], { xaxis: { title: { text: "predicted" } }, yaxis: { title: { text: METRICS.has(key) ? `measured: ${axisTitle(key)}` : "measured" } } });
+  ], { xaxis: { title: { text: "predicted" }, range: ends }, yaxis: { range: ends, title: { text: METRICS.has(key) ? `measured: ${axisTitle(key)}` : "measured" } } });
 }
 
 function drawSearch(element) {

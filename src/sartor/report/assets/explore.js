@@ -117,7 +117,7 @@ function details(net) {
   }
   const parts = [element("h3", `${net.name} (${KINDS[net.kind].label})`)];
   if (!netPasses(net)) parts.push(element("p", "The filter hides this network.", { class: "banner" }));
-  parts.push(element("dl", null, { class: "facts" }, facts));
+  parts.push(element("dl", null, { class: "facts figures" }, facts));
   const files = net.links.flatMap(({ label, title, href }) => [element("a", label, { href, title }), " "]);
   parts.push(element("p", files.length ? "Files: " : "Files: none beside this report.", {}, files));
   const choices = Object.entries(net.arch);
@@ -141,6 +141,7 @@ function update({ redrawDetails = true } = {}) {
   for (const row of all("tr[data-net]")) row.hidden = !visible.has(row.dataset.net);
   for (const button of all("[data-pick]")) button.setAttribute("aria-pressed", String(button.dataset.pick === state.selected));
   find("why").textContent = state.reason;
+  find("see").hidden = !state.selected;
   const count = find("filter-count");
   count.textContent = state.bounds.size ? `${visible.size} of ${DATA.nets.length} networks pass.` : `All ${DATA.nets.length} networks are shown.`;
   if (redrawDetails && state.selected) details(NETS.get(state.selected));
@@ -150,7 +151,7 @@ function update({ redrawDetails = true } = {}) {
 
 function select(id, { reason = "", preset = null } = {}) {
   state.selected = id;
-  state.reason = reason;
+  state.reason = reason || `${NETS.get(id).name} is chosen.`;
   for (const button of all("[data-preset]")) button.setAttribute("aria-pressed", String(button.dataset.preset === preset));
   return update();
 }
@@ -187,6 +188,11 @@ function drawAll() {
   return update();
 }
 
+function first() {
+  if (!find("front")) return null;
+  return DATA.decisions.some((decision) => decision.key === "balanced" && decision.ranking.length) ? choose("balanced") : select(DATA.nets[0].id);
+}
+
 function start() {
   if (find("front")) {
     prepareFilter();
@@ -197,9 +203,7 @@ function start() {
     for (const button of all("[data-pick]")) button.addEventListener("click", () => select(button.dataset.pick));
     for (const button of all("[data-sort]")) button.addEventListener("click", () => sortTable(button));
   }
-  const first = DATA.decisions.find((decision) => decision.key === "balanced" && decision.ranking.length);
-  if (first) state.selected = first.ranking[0].net;
-  drawAll().then(() => {
+  drawAll().then(first).then(() => {
     const front = find("front");
     if (front && front.on) front.on("plotly_click", ({ points }) => { if (NETS.has(points[0].customdata)) select(points[0].customdata); });
     document.documentElement.dataset.ready = "true";
