@@ -63,6 +63,7 @@ def to_onnx(
             )
         model = load_model_from_string(buffer.getvalue())
         drop_identities(model)
+        fix_resizes(model)
         if mean is not None or std is not None:
             _prepend_normalisation(model, mean, std, pixels)
         checker.check_model(model, full_check=True)
@@ -125,6 +126,47 @@ def drop_identities(model: onnx.ModelProto) -> None:
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)
+
+
+def fix_resizes(model: onnx.ModelProto) -> None:
+    """Give, in place, each Resize of images constant scales instead of sizes that are computed from the batch size on every run."""
+    import numpy as np
+    from onnx import numpy_helper, shape_inference
+
+    inferred = shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in [*inferred.value_info, *inferred.input, *inferred.output]
+    }
+    graph = model.graph
+    for node in graph.node:
+        before, after = (shapes.get(name, []) for name in (node.input[0], node.output[0])) if node.op_type == "Resize" else ([], [])
+        if len(node.input) < 4 or len(before) != 4 or len(after) != 4 or before[1] != after[1] or not all(before[1:] + after[1:]):
+            continue
+        scales = np.array([1, 1, after[2] / before[2], after[3] / before[3]], np.float32)
+        # The runtime rounds size * scale down, in float32.
+        if [int(np.float32(size) * scale) for size, scale in zip(before[2:], scales[2:], strict=True)] != after[2:]:
+            continue
+        name = f"{node.output[0]}/scales"
+        graph.initializer.append(numpy_helper.from_array(scales, name))
+        image = node.input[0]
+        del node.input[:]
+        node.input.extend([image, "", name])
+    _drop_unused(graph)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    needed = {value.name for value in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    initializers = [i for i in graph.initializer if i.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(initializers)
 
 
 @contextmanager
