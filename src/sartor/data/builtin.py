@@ -178,9 +178,7 @@ def _cifar_records(files: Sequence[tuple[str, bytes]]) -> tuple[NDArray[Any], ND
     """Images (n, 3, 32, 32) uint8 and labels (n,) of records of one label byte and 3072 pixel bytes."""
     for what, data in files:
         if not data or len(data) % _CIFAR_RECORD:
-            raise UserError(
-                f"{what}: expected records of {_CIFAR_RECORD} bytes, got {len(data)} bytes; the file is cut short, fetch it again"
-            )
+            raise UserError(f"{what}: expected whole records of {_CIFAR_RECORD} bytes, got {len(data)} bytes; fetch the file again")
     records = np.frombuffer(b"".join(data for _, data in files), np.uint8).reshape(-1, _CIFAR_RECORD)
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0]
 

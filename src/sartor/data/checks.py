@@ -30,7 +30,7 @@ def as_pixels(array: NDArray[Any], what: str) -> Pixels:
     if not np.isfinite(pixels).all():
         bad = np.flatnonzero(~np.isfinite(pixels.reshape(len(pixels), -1)).all(axis=1))
         raise UserError(
-            f"{what}: pixels must be finite, got NaN or infinity in {len(bad)} images (the first is number {bad[0]}); remove or repair them"
+            f"{what}: pixels must be finite, got NaN or infinity in {len(bad)} images (number {bad[0]} first); repair or remove them"
         )
     return pixels
 
@@ -69,9 +69,7 @@ def count_classes(labels: Labels, names: tuple[str, ...] | None, what: str, *, l
     if high >= count:
         raise UserError(f"{what}: labels must be from 0 to {count - 1} for the {count} named classes, got {high}")
     if count > len(labels):
-        raise UserError(
-            f"{what}: labels must be from 0 to classes-1, got {high} among only {len(labels)} images; renumber the classes from 0"
-        )
+        raise UserError(f"{what}: labels must be from 0 to classes-1, got {high} among {len(labels)} images; renumber the classes from 0")
     if len(np.unique(labels)) < 2:
         raise UserError(f"{what}: at least two classes are needed, got one only (label {low})")
     sizes = np.bincount(labels, minlength=count)
@@ -87,13 +85,12 @@ def count_classes(labels: Labels, names: tuple[str, ...] | None, what: str, *, l
 
 
 def check_pair(images: Pixels, labels: Labels, what: str, *, shape: tuple[int, ...] | None = None, classes: int | None = None) -> None:
-    """Images (n, C, H, W) and labels (n,) of one split fit together, and with the training split's `shape` (C, H, W) and `classes`."""
+    """Images (n, C, H, W) and labels (n,) of one split fit together, and the training split's `shape`, (C, H, W) or (C,), and `classes`."""
     if len(images) != len(labels):
         raise UserError(f"{what}: images and labels must be equally many, got {len(images)} images and {len(labels)} labels")
-    if shape is not None and images.shape[1:] != tuple(shape):
-        raise UserError(
-            f"{what}: images must be {tuple(shape)} (channels, height, width) as in training, got {images.shape[1:]}; pass size= to resize"
-        )
+    if shape is not None and images.shape[1 : 1 + len(shape)] != shape:
+        needed = f"{shape} (channels, height, width)" if len(shape) == 3 else f"of {shape[0]} channels"
+        raise UserError(f"{what}: images must be {needed} as in training, got {images.shape[1:]}; pass size= to resize them")
     if classes is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
         raise UserError(f"{what}: labels must be from 0 to {classes - 1} as in training, got {bad}")

@@ -129,5 +129,11 @@ def _image(image: Any, what: str) -> NDArray[Any]:
         )
     if array.ndim == 2:
         return array[None]
-    last = array.shape[2] in _CHANNELS and array.shape[0] not in _CHANNELS
-    return array.transpose(2, 0, 1) if hasattr(image, "getbands") or (last and not tensor) else array
+    if hasattr(image, "getbands"):
+        return array.transpose(2, 0, 1)
+    first, last = array.shape[0] in _CHANNELS, array.shape[2] in _CHANNELS
+    if first and last and not tensor:
+        raise UserError(
+            f"{what}: which axis of {array.shape} holds the channels cannot be told; return a Pillow image or a tensor (C, H, W)"
+        )
+    return array.transpose(2, 0, 1) if last and not tensor else array

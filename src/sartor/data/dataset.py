@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.errors import UserError
-
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Pixels = NDArray[Any]
@@ -49,8 +47,10 @@ class Split:
         self.mean: Floats = mean.astype(np.float32)
         self.std: Floats = std.astype(np.float32)
         unit = 255.0 if raw.dtype == np.uint8 else 1.0
-        self._scale = (1.0 / (unit * std.astype(np.float64))).astype(np.float32).reshape(-1, 1, 1)
-        self._shift = (mean.astype(np.float64) / std.astype(np.float64)).astype(np.float32).reshape(-1, 1, 1)
+        # from the rounded values, so that a split rebuilt from `mean` and `std` gives the same bits
+        exact = self.std.astype(np.float64)
+        self._scale = (1.0 / (unit * exact)).astype(np.float32).reshape(-1, 1, 1)
+        self._shift = (self.mean / exact).astype(np.float32).reshape(-1, 1, 1)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -190,6 +190,4 @@ def statistics(raw: Pixels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     std = np.sqrt(squares / values)
     # relative to the values' size: rounding leaves a constant float channel with a tiny, meaningless spread
     std[std <= 1e-7 * np.maximum(np.abs(mean), 1e-30)] = unit
-    if not (np.isfinite(mean).all() and np.isfinite(std).all()):
-        raise UserError("pixel values are too large to normalise: scale them to about -1..1")
     return mean / unit, std / unit

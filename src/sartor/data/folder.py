@@ -79,7 +79,7 @@ def _listed(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
             continue
         if path.name not in label:
             raise UserError(
-                f"{folder}: class {path.name} is not among the training classes {', '.join(classes[:10])}; add training images or remove it"
+                f"{folder}: class {path.name} is not among the training classes ({', '.join(classes[:10])}); add it there or remove it"
             )
         inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and not file.name.startswith((".", "__")))
         listed += [(file, label[path.name]) for file in inside]

@@ -51,10 +51,10 @@ def read_npz(path: Path) -> Source:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: expected a .npz archive, got something else; it is damaged or cut short, save it again with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise UserError(f"{path}: expected a .npz archive, got a single array; save it with numpy.savez_compressed")
             return {key: archive[key] for key in archive.files}
     except ValueError as error:
         if "allow_pickle" in str(error):
@@ -72,9 +72,7 @@ def _layout(shape: tuple[int, ...], path: Path) -> str:
         raise UserError(f"{path}: x_train must be (n, height, width) or have one more axis of channels, got shape {shape}{hint}")
     first, last = shape[1] in _CHANNELS, shape[3] in _CHANNELS
     if first and last:
-        raise UserError(
-            f'{path}: which axis of x_train {shape} holds the channels cannot be told; add a key layout, "NCHW" or "NHWC", to the file'
-        )
+        raise UserError(f'{path}: which axis of x_train {shape} holds the channels cannot be told; add the key layout, "NCHW" or "NHWC"')
     return "NHWC" if last else "NCHW"
 
 

@@ -40,7 +40,7 @@ def assemble(source: Source, *, seed: int, validation: float, limit: int | None,
     Raises:
         UserError: the arrays are unfit, or cannot be split as asked.
     """
-    source, classes = _checked(source)
+    source, classes = _checked(source, resized=size is not None)
     train, held, test = source.train, source.validation, source.test
     if test is None:
         count, leave = round(TEST_FRACTION * len(train[1])), 2 if held is None else 1
@@ -63,8 +63,11 @@ def assemble(source: Source, *, seed: int, validation: float, limit: int | None,
     return Dataset(source.name, splits[0], splits[1], splits[2], names, mean, std)
 
 
-def _checked(source: Source) -> tuple[Source, int]:
-    """The source with clean types, and its number of classes; every split is checked against the training one."""
+def _checked(source: Source, *, resized: bool) -> tuple[Source, int]:
+    """The source with clean types, and its number of classes; every split is checked against the training one.
+
+    Where all images will be `resized`, their heights and widths may differ between splits.
+    """
     clean: dict[str, Pair] = {}
     for part in ("train", "validation", "test"):
         pair = getattr(source, part)
@@ -79,8 +82,9 @@ def _checked(source: Source) -> tuple[Source, int]:
         types = ", ".join(f"{part} {getattr(source, part)[0].dtype}" for part in clean)
         raise UserError(f"{source.name}: all splits must have pixels of one kind, whole numbers or floats, got {types}; store them alike")
     floating = any(pixels.dtype == np.float32 for pixels, _ in clean.values())
+    shape = clean["train"][0].shape[1 : 2 if resized else 4]
     for part, (pixels, labels) in clean.items():
-        check_pair(pixels, labels, f"{source.name}, {part} split", shape=clean["train"][0].shape[1:], classes=classes)
+        check_pair(pixels, labels, f"{source.name}, {part} split", shape=shape, classes=classes)
         if floating and pixels.dtype == np.uint8:
             # wide integers of which this split happens to hold only 0..255: same scale as the others, so no division by 255
             clean[part] = pixels.astype(np.float32), labels
