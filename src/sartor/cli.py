@@ -42,18 +42,20 @@ def number(text: str) -> float:
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
-Seed = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Seed of everything drawn at random. [0]")]
-Threads = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Threads the model runs with. [1]")]
+Seed = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Seed of everything drawn at random (default: 0).")]
+Threads = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Threads the model runs with (default: 1).")]
 Run = Annotated[Path, typer.Argument(help="A run folder, as `sartor search` makes.", show_default=False)]
 Data = Annotated[
     str, typer.Argument(help="digits, fashion-mnist, cifar10, an image folder, a .npz file or module:function.", show_default=False)
 ]
-Minutes = Annotated[float | None, typer.Option(parser=number, metavar="X", help="Time for the whole run. [40]")]
-Out = Annotated[str | None, typer.Option(help="Run folder. [runs/DATA-TIME]")]
-Precision = Annotated[str | None, typer.Option(help="int8 or fp32. [int8]")]
+Minutes = Annotated[float | None, typer.Option(parser=number, metavar="X", help="Time for the whole run (default: 40).")]
+Out = Annotated[str | None, typer.Option(help="Run folder (default: runs/DATA-TIME).")]
+Precision = Annotated[str | None, typer.Option(help="int8 or fp32 (default: int8).")]
 LimitTrain = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most training images to use.")]
 InputSize = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Resize images to this height and width.")]
-Validation = Annotated[float | None, typer.Option(parser=number, metavar="X", help="Fraction of the training images held out. [0.1]")]
+Validation = Annotated[
+    float | None, typer.Option(parser=number, metavar="X", help="Fraction of the training images held out (default: 0.1).")
+]
 
 
 class Ended(Exception):
@@ -83,16 +85,16 @@ def search(
     limit: Annotated[
         list[str] | None, typer.Option(help="A limit to keep, such as latency_ms<=2, latency_p90=2ms, peak_bytes=256KB. Repeatable.")
     ] = None,
-    objective: Annotated[list[str] | None, typer.Option(help="A metric to trade off. Repeatable. [accuracy, latency_ms]")] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="A metric to trade off. Repeatable (default: accuracy, latency_ms).")] = None,
     minutes: Minutes = None,
-    space: Annotated[str | None, typer.Option(help="Search space, see `sartor spaces`. [mobile]")] = None,
-    strategy: Annotated[str | None, typer.Option(help="Search strategy; random is the control. [nsga2]")] = None,
-    device: Annotated[str | None, typer.Option(help="Device, see `sartor devices`. [host]")] = None,
+    space: Annotated[str | None, typer.Option(help="Search space, see `sartor spaces` (default: mobile).")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Search strategy; random is the control (default: nsga2).")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, see `sartor devices` (default: host).")] = None,
     precision: Precision = None,
     threads: Threads = None,
-    models: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most models to deliver. [8]")] = None,
+    models: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most models to deliver (default: 8).")] = None,
     baselines: Annotated[
-        bool | None, typer.Option("--baselines/--no-baselines", help="Train and measure hand-made reference nets too. [yes]")
+        bool | None, typer.Option("--baselines/--no-baselines", help="Train and measure hand-made reference nets too (default: yes).")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="A .safetensors file to start the supernet from.")] = None,
     from_scratch: Annotated[

@@ -14,7 +14,7 @@ from sartor.request import CONFIG, read_json, unknown
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """The content of ``result.json`` of a run. Raises :class:`UserError` if there is no run, it has no result yet, or the file is damaged."""
+    """The content of ``result.json`` of a run. Raises :class:`UserError` if there is none or it is damaged."""
     missing = f"There is no run in {str(run)!r}: expected a folder with result.json, as `sartor search` makes."
     if (run / CONFIG).is_file():
         missing = f"The run in {str(run)!r} has no result yet: finish it with `sartor resume {run}`."
