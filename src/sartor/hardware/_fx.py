@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
+from torch.fx import GraphModule, Interpreter, Node, Tracer, symbolic_trace
 
 from sartor.errors import UserError
 from sartor.hardware.graph import Op, Shape
@@ -51,6 +51,8 @@ class _Shapes(Interpreter):
 def build(module: nn.Module, input_shape: Shape) -> list[Op]:
     """Fused ops of `module` in execution order; see `sartor.hardware.graph.trace`."""
     twin = copy.deepcopy(module).to("meta").eval()
+    if Tracer().is_leaf_module(twin, ""):
+        twin = nn.Sequential(twin)  # a lone layer: tracing it would show its inside
     try:
         traced = symbolic_trace(twin)
         shapes = _Shapes(traced)

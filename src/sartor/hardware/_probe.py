@@ -28,7 +28,7 @@ class Builder:
         self.rng = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
-        self.outputs: list[str] = []
+        self.outputs: dict[str, tuple[int, ...]] = {}  # name -> shape
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
         from onnx import helper
@@ -75,7 +75,7 @@ class Builder:
         from onnx import TensorProto, helper
 
         x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, *self.size])
-        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.outputs]
+        outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self.outputs.items()]
         graph = helper.make_graph(self.nodes, "probe", [x], outputs, self.weights)
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
@@ -98,7 +98,7 @@ def probe(ops: Sequence[Op], seed: int = 0) -> onnx.ModelProto:
             output = builder.act(output, op.act, f"op{number}_act", op.out_shape[0])
         if op.kind != "linear":
             output = builder.conv(output, op.out_shape, 8, f"{END}{number}_")
-        builder.outputs.append(output)
+        builder.outputs[output] = (1, op.out_shape[0]) if op.kind == "linear" else (1, 8, *op.out_shape[1:])
     return builder.model()
 
 
@@ -107,7 +107,7 @@ def input_probe(shape: Shape, seed: int = 0) -> onnx.ModelProto:
     from onnx import TensorProto, helper
 
     builder = Builder(shape[1:], seed)
-    builder.outputs.append(builder.conv("x", shape, 8, f"{END}0_"))
+    builder.outputs[builder.conv("x", shape, 8, f"{END}0_")] = (1, 8, *shape[1:])
     model = builder.model()
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, *shape]))
     return model

@@ -7,6 +7,7 @@ This is ProxylessNAS' expected latency (Cai et al. 2019, section 3.3.1, equation
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,7 @@ class CostModel:
         Raises UserError when a choice of a scope is missing.
         """
         total: Any = 0.0
+        arch = dict(arch)  # a plain dictionary is read several times faster than other mappings
         for number, factor in enumerate(self.factors):
             values = _scope_values(factor, arch)
             if not any(isinstance(value, Mapping) for value in values):
@@ -68,8 +70,6 @@ class CostModel:
         return value
 
     def _expectation(self, number: int, mixtures: list[Mixture]) -> Any:
-        import itertools
-
         import numpy as np
 
         shape = [len(mixture) for mixture in mixtures]
@@ -110,3 +110,16 @@ def cost(factors: Iterable[Factor], price: Callable[[Op], float], arch: Mapping[
     `arch` maps each choice to an option index, or to {index: weight}: then the exact expectation over independent choices.
     """
     return CostModel(factors, price)(arch)
+
+
+def all_ops(factors: Iterable[Factor], options: Mapping[str, int]) -> list[Op]:
+    """Every op that the factors can produce, one for each signature; `options` is the number of options of each choice.
+
+    This is what a latency table of a whole space holds: `table.ensure(all_ops(net.factors(), {c: len(o) for c, o in choices.items()}))`.
+    """
+    found: dict[str, Op] = {}
+    for factor in factors:
+        for indices in itertools.product(*(range(options[choice]) for choice in factor.scope)):
+            for op in factor.at(indices):
+                found.setdefault(op.signature, op)
+    return list(found.values())
