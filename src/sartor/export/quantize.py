@@ -24,6 +24,19 @@ MAX_CALIBRATION = 512
 # Images on which the calibration methods are compared.
 MAX_CHOICE = 256
 
+# Names in onnxruntime's optimised graphs, besides QLinear...: integer kernels, and operators that compute nothing.
+_INTEGER = frozenset({"QGemm", "NhwcMaxPool", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"})
+_NEUTRAL = MOVES - {"MaxPool"} | {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "ReorderInput",
+    "ReorderOutput",
+    "Identity",
+    "Shape",
+    "Gather",
+    "Cast",
+}
+
 
 def quantize(
     fp32_path: str | Path,
@@ -112,32 +125,19 @@ def int8_report(path: str | Path) -> dict[str, Any]:
         session(_load(path), saved=optimised)
         graph = onnx.load(optimised).graph
     ops = Counter(node.op_type for node in graph.node)
-    conversions = sum(ops[kind] for kind in ("QuantizeLinear", "DequantizeLinear"))
-    integer = {
-        kind for kind in ops if kind.startswith("QLinear") or kind in ("QGemm", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger")
-    }
-    neutral = MOVES - {"MaxPool"} | {
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "ReorderInput",
-        "ReorderOutput",
-        "Identity",
-        "Shape",
-        "Gather",
-        "Cast",
-    }
     types = {v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input, *graph.output]}
-    rest = [
-        node.op_type
-        for node in graph.node
-        if node.op_type not in integer | neutral and types.get(node.input[0]) not in (TensorProto.UINT8, TensorProto.INT8)
-    ]
-    pools = sum(node.op_type == "MaxPool" for node in graph.node) - rest.count("MaxPool")
+
+    def on_integers(node: onnx.NodeProto) -> bool:
+        pool = node.op_type == "MaxPool" and types.get(node.input[0]) in (TensorProto.UINT8, TensorProto.INT8)
+        return pool or node.op_type.startswith("QLinear") or node.op_type in _INTEGER
+
+    computing = [node for node in graph.node if node.op_type not in _NEUTRAL]
+    floats = [node.op_type for node in computing if not on_integers(node)]
     return {
-        "int8_ops": sum(ops[kind] for kind in integer) + pools,
-        "float_op_count": len(rest),
-        "float_ops": sorted(set(rest)),
-        "conversions": conversions,
+        "int8_ops": len(computing) - len(floats),
+        "float_op_count": len(floats),
+        "float_ops": sorted(set(floats)),
+        "conversions": ops["QuantizeLinear"] + ops["DequantizeLinear"],
         "ops": dict(sorted(ops.items())),
     }
 

@@ -268,7 +268,7 @@ def _check(source: str, class_name: str, module: nn.Module, input_shape: tuple[i
             images = torch.rand(2, *input_shape)
             with torch.no_grad():
                 expected, got = module(images), net.eval()(images)
-            if not torch.equal(expected, got):
+            if not torch.allclose(expected, got, rtol=0, atol=0, equal_nan=True):
                 gap = float((expected - got).abs().max())
                 raise UserError(f"to_source: the source of {class_name} differs from the module by {gap:.3g}; report this.")
 
