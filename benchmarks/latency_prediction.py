@@ -49,17 +49,18 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(options.seed)
     net = build(options.space, tuple(options.input), 10)
-    table = LatencyTable(options.out / f"table_{options.precision}.sqlite", host(options.precision), quantize=functools.partial(quantize, method="minmax"))
+    table = LatencyTable(
+        options.out / f"table_{options.precision}.sqlite", host(options.precision), quantize=functools.partial(quantize, method="minmax")
+    )
     factors = net.factors()
     began = time.time()
     ops = all_ops(factors, {name: len(labels) for name, labels in net.space.choices.items()})
     added = table.ensure(ops, input_shapes=[net.input_shape], progress=_say)
-    again = table.remeasure_noisy(ops)
     build_seconds = time.time() - began
     chosen = stratified(net, CostModel(factors, table.price), options.nets, options.seed)
     rows = measure_all(net, chosen, table, options)
     figures = summary(net, rows, table, options.out)
-    figures["table"] = {"entries": len(table.entries), "added": added, "measured_again": again, "seconds": build_seconds,
+    figures["table"] = {"entries": len(table.entries), "added": added, "seconds": build_seconds,
                         "noisy": sum(entry.noisy for entry in table.entries.values())}  # fmt: skip
     (options.out / "summary.json").write_text(json.dumps(figures, indent=1))
     print(json.dumps(figures, indent=1))

@@ -60,7 +60,9 @@ def build(module: nn.Module, input_shape: Shape) -> list[Op]:
             shapes.run(torch.empty((1, *input_shape), device="meta"))
     except Exception as error:  # whatever a user's forward raises
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"expected a module that torch.fx can trace with input {input_shape}, got {type(module).__name__}: {reason}") from error
+        raise UserError(
+            f"expected a module that torch.fx can trace with input {input_shape}, got {type(module).__name__}: {reason}"
+        ) from error
     return _merge_squeeze_excite(_Builder(traced, shapes.shapes).ops)
 
 
@@ -107,7 +109,9 @@ class _Builder:
             self._emit(node, sources, "resize")
         else:
             name = key.__name__ if hasattr(key, "__name__") else str(key)
-            raise UserError(f"expected only layers with an op kind in the module, got {name} at {node.name}: replace it or cost it separately")
+            raise UserError(
+                f"expected only layers with an op kind in the module, got {name} at {node.name}: replace it or cost it separately"
+            )
 
     def _shape(self, node: Node) -> Shape:
         shape = self.shapes[node][1:]
@@ -172,6 +176,8 @@ class _Builder:
             if shape[1:] != (1, 1):
                 raise UserError(f"expected adaptive and mean pooling to reduce to 1x1, got {shape} at {node.name}")
             return self._emit(node, sources, "pool")
+        kernel: Any
+        stride: Any
         if layer is not None:
             kernel, stride = layer.kernel_size, layer.stride
         else:

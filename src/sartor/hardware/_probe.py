@@ -6,7 +6,7 @@ The neighbours fix what decides an op's kernels: its data layout, the quantisati
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class Builder:
         self.weights: list[onnx.TensorProto] = []
         self.outputs: dict[str, tuple[int, ...]] = {}  # name -> shape
 
-    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: object) -> str:
+    def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
@@ -59,7 +59,7 @@ class Builder:
     def act(self, x: str, kind: str, output: str, channels: int) -> str:
         """An activation as the exporter writes it."""
         if kind == "relu6":
-            low, high = self.constant(f"{output}.low", np.float32(0)), self.constant(f"{output}.high", np.float32(6))  # type: ignore[arg-type]
+            low, high = (self.constant(f"{output}.{name}", np.array(bound, np.float32)) for name, bound in (("low", 0), ("high", 6)))
             return self.node("Clip", [x, low, high], output)
         if kind == "hardsigmoid":
             return self.node("HardSigmoid", [x], output, alpha=1 / 6, beta=0.5)
@@ -90,9 +90,8 @@ def probe(ops: Sequence[Op], seed: int = 0) -> onnx.ModelProto:
         if op.in_shape[1:] != builder.size:
             raise UserError(f"expected ops with inputs of {builder.size}, got {op.signature}")
         sources = [
-            builder.conv("x", (1, *builder.size), channels, f"{SOURCE}{number}_{place}_")
-            for place, channels in enumerate(_operands(op))
-        ]  # fmt: skip
+            builder.conv("x", (1, *builder.size), channels, f"{SOURCE}{number}_{place}_") for place, channels in enumerate(_operands(op))
+        ]
         output = _WRITERS[op.kind](builder, op, sources, f"op{number}_")
         if op.act and op.kind != "se" and op.kind != "act":
             output = builder.act(output, op.act, f"op{number}_act", op.out_shape[0])
@@ -147,7 +146,9 @@ def _squeeze_excite(builder: Builder, op: Op, sources: list[str], name: str) -> 
     channels = op.in_shape[0]
     pooled = builder.node("GlobalAveragePool", sources, f"{name}pool")
     squeezed = builder.act(builder.conv(pooled, (channels, 1, 1), op.hidden, f"{name}reduce"), "relu", f"{name}relu", op.hidden)
-    gate = builder.act(builder.conv(squeezed, (op.hidden, 1, 1), channels, f"{name}expand"), op.act or "hardsigmoid", f"{name}gate", channels)
+    gate = builder.act(
+        builder.conv(squeezed, (op.hidden, 1, 1), channels, f"{name}expand"), op.act or "hardsigmoid", f"{name}gate", channels
+    )
     return builder.node("Mul", [sources[0], gate], name)
 
 
@@ -159,7 +160,7 @@ def _window(kind: str) -> Callable[[Builder, Op, list[str], str], str]:
     return write
 
 
-def _plain(kind: str, **attributes: object) -> Callable[[Builder, Op, list[str], str], str]:
+def _plain(kind: str, **attributes: Any) -> Callable[[Builder, Op, list[str], str], str]:
     return lambda builder, op, sources, name: builder.node(kind, sources, name, **attributes)
 
 

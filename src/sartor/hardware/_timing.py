@@ -8,12 +8,16 @@ fast references count: the *quiet* time. `sartor.hardware.calibrate` fits how mu
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sartor.hardware._lower import Kernel
 from sartor.hardware.measure import open_session
 from sartor.hardware.pace import Pacer, QuietTime
+
+if TYPE_CHECKING:
+    import onnx
 
 SAMPLES = 24  # quiet samples wanted
 PATIENCE = 6  # times the usual duration that a series may wait for them
@@ -48,7 +52,7 @@ class Stopwatch:
         return self.pacer.quiet_time(lambda: session.run(None, feeds), self.seconds, SAMPLES, PATIENCE)
 
 
-def _opsets() -> tuple:  # type: ignore[type-arg]  # onnx is imported late
+def _opsets() -> tuple[onnx.OperatorSetIdProto, ...]:
     from onnx import helper
 
     return (helper.make_opsetid("", 17),)

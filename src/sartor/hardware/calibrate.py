@@ -87,7 +87,9 @@ def fit(pairs: Sequence[Pair]) -> Calibration:
     Raises UserError for fewer than 4 pairs or latencies that are not positive.
     """
     if len(pairs) < 4 or any(not pair.latency_ms > 0 for pair in pairs):
-        raise UserError(f"expected at least 4 measured networks with positive latencies for a calibration, got {[p.latency_ms for p in pairs]}")
+        raise UserError(
+            f"expected at least 4 measured networks with positive latencies for a calibration, got {[p.latency_ms for p in pairs]}"
+        )
     design = np.array([pair.terms / pair.latency_ms for pair in pairs])
     left_out = {strength: _leave_one_out(design, strength) for strength in STRENGTHS}
     # Median absolute error: one interrupted measurement must not choose the model.

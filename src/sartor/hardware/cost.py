@@ -60,7 +60,7 @@ class CostModel:
                 total = total + self._price(number, values)
             else:
                 total = total + self._expectation(number, [v if isinstance(v, Mapping) else {v: 1.0} for v in values])
-        return total  # type: ignore[no-any-return]  # float or Tensor by the weights given; torch is not imported here
+        return total
 
     def _price(self, number: int, indices: Indices) -> float:
         known = self._prices[number]
@@ -84,7 +84,9 @@ def _scope_values(factor: Factor, arch: Mapping[str, Any]) -> Indices:
     try:
         return tuple([arch[choice] for choice in factor.scope])
     except KeyError as error:
-        raise UserError(f"expected the architecture to set the choice {error.args[0]!r}, got only {', '.join(sorted(arch)) or 'nothing'}") from None
+        raise UserError(
+            f"expected the architecture to set the choice {error.args[0]!r}, got only {', '.join(sorted(arch)) or 'nothing'}"
+        ) from None
 
 
 def _contract_last(values: Any, weights: list[Any]) -> Any:

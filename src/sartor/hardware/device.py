@@ -15,7 +15,22 @@ from sartor.errors import UserError
 
 PRECISIONS = ("int8", "fp32")
 # What decides which kernels a runtime picks, by the names of /proc/cpuinfo (x86, arm64).
-ISA_FLAGS = ("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+ISA_FLAGS = [
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,9 @@ class Identity:
             return cls(str(record["cpu"]), tuple(record["isa"]), str(record["runtime"]), str(record["version"]),
                        str(record["precision"]), int(record["threads"]))  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"expected a device identity with cpu, isa, runtime, version, precision and threads, got an error at {error}") from None
+            raise UserError(
+                f"expected a device identity with cpu, isa, runtime, version, precision and threads, got an error at {error}"
+            ) from None
 
     def __str__(self) -> str:
         return f"{self.cpu}, {self.runtime} {self.version}, {self.precision}, {self.threads} thread{'s' if self.threads != 1 else ''}"

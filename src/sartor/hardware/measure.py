@@ -76,7 +76,9 @@ def open_session(model: Path | str | bytes, threads: int = 1, *, optimise: bool 
         return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's own exception classes differ by version
         name = "the model given" if isinstance(model, bytes) else str(model)
-        raise UserError(f"expected an ONNX model that ONNX Runtime {ort.__version__} can run, got {name}: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"expected an ONNX model that ONNX Runtime {ort.__version__} can run, got {name}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def synthetic_input(session: ort.InferenceSession, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
@@ -166,7 +168,9 @@ def measure_many(
     Drift of the machine then meets all files alike.
     """
     if not (batch >= 1 and threads >= 1 and seconds > 0):
-        raise UserError(f"expected batch and threads of at least 1 and a positive time, got batch {batch}, threads {threads}, seconds {seconds}")
+        raise UserError(
+            f"expected batch and threads of at least 1 and a positive time, got batch {batch}, threads {threads}, seconds {seconds}"
+        )
     rng = np.random.default_rng(seed)
     pacer = Pacer()
     series = []

@@ -65,7 +65,7 @@ class Pacer:
         return np.asarray(pairs[:, 1] <= TOLERANCE * self.fastest_us)
 
     def quiet_time(self, call: Callable[[], object], seconds: float, wanted: int, patience: int) -> QuietTime:
-        """Median time of `call` in quiet moments: goes on until `wanted` quiet samples, at least `seconds`, at most `patience` times that."""
+        """Median time of `call` in quiet moments, gathered until there are `wanted`: `seconds` at least, `patience` times that at most."""
         pairs = self.samples(call, seconds)
         for _ in range(patience - 1):
             if int(self.quiet(pairs).sum()) >= wanted:

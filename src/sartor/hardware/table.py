@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,9 @@ class LatencyTable:
     Raises UserError when the file belongs to another identity, is no table, or cannot be written.
     """
 
-    def __init__(self, path: Path | str, identity: Identity | None = None, *, quantize: Quantize | None = None, seconds: float = 0.02) -> None:
+    def __init__(
+        self, path: Path | str, identity: Identity | None = None, *, quantize: Quantize | None = None, seconds: float = 0.02
+    ) -> None:
         self.path = Path(path)
         self.identity = identity or host()
         self.quantize = quantize
@@ -80,7 +82,9 @@ class LatencyTable:
         other = Identity.from_json(json.loads(meta["identity"]))
         if other != self.identity:
             database.close()
-            raise UserError(f"expected a latency table of this device ({self.identity}), got one of {other} in {self.path}: use another file")
+            raise UserError(
+                f"expected a latency table of this device ({self.identity}), got one of {other} in {self.path}: use another file"
+            )
         if "calibration" in meta:
             self.calibration = Calibration.from_json(json.loads(meta["calibration"]))
         return database
@@ -101,7 +105,9 @@ class LatencyTable:
         """Calibrated latency in ms of what a network costs apart from its ops: the runtime's call, and its input converted."""
         entry = self.entries.get(_input_signature(input_shape))
         if entry is None:
-            raise UserError(f"expected an entry for inputs of {input_shape} in the latency table {self.path.name}, got none: call ensure first")
+            raise UserError(
+                f"expected an entry for inputs of {input_shape} in the latency table {self.path.name}, got none: call ensure first"
+            )
         return entry.us * self.calibration.session / 1e3
 
     def predict(self, graph: OpGraph | Sequence[Op], *, measure_missing: bool = False) -> float:
@@ -119,7 +125,8 @@ class LatencyTable:
     def ensure(self, ops: Iterable[Op], *, input_shapes: Iterable[Shape] = (), progress: Progress | None = None) -> int:
         """Measures what the table lacks, each signature once, and returns how many entries were added.
 
-        Every entry is committed as it is measured: an interrupted build continues where it stopped.
+        Every entry is committed as it is measured: an interrupted build continues where it stopped. Entries that met too few quiet
+        moments get a second try; what stays noisy is marked so. Raises UserError on another machine than the table's.
         """
         shapes = [shape for shape in dict.fromkeys(input_shapes) if _input_signature(shape) not in self.entries]
         missing = {op.signature: op for op in ops if op.signature not in self.entries}
@@ -129,18 +136,16 @@ class LatencyTable:
             kernel = lower_input(shape, self.identity.precision, self.quantize)
             self._add(_input_signature(shape), self._watch().whole(kernel), fused=False)
             done += 1
-        groups: dict[tuple[int, int], list[Op]] = defaultdict(list)
-        for op in missing.values():
-            groups[op.in_shape[1:]].append(op)
-        for group in groups.values():
-            for start in range(0, len(group), PROBE_OPS):
-                batch = group[start : start + PROBE_OPS]
+        for turn in range(2):  # a second try, later, for those that no quiet moment met
+            todo = list(missing.values()) if not turn else [op for op in missing.values() if self.entries[op.signature].noisy]
+            total += len(todo) * turn
+            for batch in _batches(todo):
                 for op, kernel in zip(batch, lower(batch, self.identity.precision, self.quantize), strict=True):
                     self._add(op.signature, self._watch().time(kernel, op.macs), fused=not kernel.nodes)
                     done += 1
                     if progress is not None:
                         progress("latency table", done, total)
-        return total
+        return len(shapes) + len(missing)
 
     def _check_host(self) -> None:
         mine = host(self.identity.precision, self.identity.threads)
@@ -153,20 +158,15 @@ class LatencyTable:
         return self._stopwatch
 
     def _add(self, signature: str, time: QuietTime, *, fused: bool) -> None:
-        entry = Entry(signature, time.us, time.spread, time.runs, "fused" if fused else "measured", not time.quiet or time.spread > NOISY_SPREAD)
+        entry = Entry(
+            signature, time.us, time.spread, time.runs, "fused" if fused else "measured", not time.quiet or time.spread > NOISY_SPREAD
+        )
         row = (entry.signature, entry.us, entry.spread, entry.runs, entry.kind, int(entry.noisy))
         try:
             self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
             raise UserError(f"expected to write to the latency table {self.path}, got: {error}") from error
         self.entries[signature] = entry
-
-    def remeasure_noisy(self, ops: Iterable[Op], progress: Progress | None = None) -> int:
-        """Measures the ops with noisy entries again; returns how many there were."""
-        noisy = {op.signature: op for op in ops if self.entries[op.signature].noisy}
-        for signature in noisy:
-            del self.entries[signature]
-        return self.ensure(noisy.values(), progress=progress)
 
     # ---------------------------------------------------------------------------------------------- calibration
 
@@ -186,6 +186,15 @@ class LatencyTable:
             text = json.dumps(self.calibration.to_json())
             self._database.execute("INSERT OR REPLACE INTO meta VALUES ('calibration', ?)", (text,))
         return self.calibration
+
+
+def _batches(ops: Iterable[Op]) -> Iterator[list[Op]]:
+    """Ops that may share a probe file: equal height and width of their inputs, `PROBE_OPS` at most."""
+    groups: dict[tuple[int, int], list[Op]] = defaultdict(list)
+    for op in ops:
+        groups[op.in_shape[1:]].append(op)
+    for group in groups.values():
+        yield from (group[start : start + PROBE_OPS] for start in range(0, len(group), PROBE_OPS))
 
 
 def _input_signature(shape: Shape) -> str:
