@@ -17,8 +17,10 @@ from sartor.export.code import Expressions, constructor, literal
 from sartor.export.files import write_atomic
 
 LINE = 120
+COMMENT = 20
 # Values of a buffer that is not saved with the weights and so must stand in the source.
 MAX_INLINE_VALUES = 64
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def to_source(module: nn.Module, class_name: str, input_shape: tuple[int, ...] | None = None) -> str:
@@ -83,14 +85,19 @@ class _Writer:
 
     def add_class(self, module: nn.Module, path: str, name: str | None = None) -> str:
         """Define the class of `module` unless an equal one exists; returns its name."""
-        if type(module).__module__.startswith("torch.nn.modules") and not _named_sequence(module):
+        if _is_container(module) and not _named_sequence(module):
             base, lines = _as_subclass(self.expression(module, path, 2))
+        elif isinstance(module, (nn.Sequential, nn.ModuleList)):
+            base, lines = _as_subclass(self._container(module, path, 2))
+            lines += ["", *self._forward(module)]
+        elif _is_layer(module):
+            base, lines = _as_subclass(constructor(module))
         else:
             base, lines = "nn.Module", [*self._init(module, path), "", *self._forward(module)]
         comment = " -> ".join(self.shapes[path]) if path in self.shapes else ""
         doc = [f'    """{comment}"""', ""] if comment else []
         text = "\n".join([*doc, *lines])
-        original = "Sequence" if isinstance(module, nn.Sequential) else type(module).__name__
+        original = type(module).__name__
         if name is None:
             if (original, text) in self.known:
                 return self.known[original, text]
@@ -108,14 +115,14 @@ class _Writer:
 
     def expression(self, module: nn.Module, path: str, depth: int) -> str:
         """The expression that builds `module`; lines after the first are indented for `depth`."""
-        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if _is_container(module):
             return self._container(module, path, depth)
-        if type(module).__module__.startswith("torch.nn.modules"):
+        if _is_layer(module):
             return constructor(module)
         return f"{self.add_class(module, path)}()"
 
     def _container(self, module: nn.Module, path: str, depth: int) -> str:
-        kind = "Sequential" if isinstance(module, nn.Sequential) else type(module).__name__
+        kind = next(k.__name__ for k in _CONTAINERS if isinstance(module, k))
         children = list(module.named_children())
         named = isinstance(module, nn.ModuleDict) or [n for n, _ in children] != [str(i) for i in range(len(children))]
         parts = []
@@ -128,7 +135,7 @@ class _Writer:
             opening, closing = "OrderedDict([", "])"
         flat = f"nn.{kind}({opening}{', '.join(text for text, _ in parts)}{closing})"
         # Blocks deserve a line each, with their shape; conv, norm and activation fit on one.
-        if len(flat) + 4 * depth < LINE and "\n" not in flat and len(parts) <= 4 and all("nn." in text for text, _ in parts):
+        if len(flat) + 4 * depth < LINE - COMMENT and "\n" not in flat and len(parts) <= 4 and all("nn." in text for text, _ in parts):
             return flat
         indent = "    " * (depth + 1)
         lines = "\n".join(f"{indent}{text},{comment}" for text, comment in parts)
@@ -147,6 +154,9 @@ class _Writer:
         return lines
 
     def _forward(self, module: nn.Module) -> list[str]:
+        if _named_sequence(module):
+            steps = [f"        x = self.{name}(x)" for name, _ in module.named_children()]
+            return ["    def forward(self, x: Tensor) -> Tensor:", *steps, "        return x"]
         try:
             graph = _Leaves().trace(module)
         except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
@@ -179,16 +189,21 @@ def _statements(graph: fx.Graph, root: nn.Module) -> list[str]:
         text = code.of(node)
         following = order[i + 1] if i + 1 < len(order) else None
         used_once = len(node.users) == 1 and following in node.users and following is not None
-        if node.op == "get_attr" or (used_once and sum(a is node for a in _flat(following)) == 1 and len(text) < 80):
+        if node.op == "get_attr" or (used_once and sum(a is node for a in _flat(following)) == 1 and len(text) < _room(following)):
             code.names[node] = text
             code.inlined.add(node)
             continue
-        dead = [n for n in node.all_input_nodes if last_use[n] == i and code.names[n].isidentifier()]
+        # The name of a value that is no longer needed is free again: x = self.stem(x).
         taken = {name for n, name in code.names.items() if last_use.get(n, -1) > i}
-        name = next((code.names[n] for n in dead if code.names[n] not in taken), None) or next(s for s in spare if s not in taken)
+        earlier = [name for name in code.names.values() if name.isidentifier()]
+        name = next((n for n in earlier if n not in taken), None) or next(s for s in spare if s not in taken)
         code.names[node] = name
         lines.append(f"        {name} = {text}")
     return lines
+
+
+def _room(node: fx.Node | None) -> int:
+    return 100 if node is not None and node.op == "output" else 80
 
 
 def _flat(node: fx.Node | None) -> Iterator[Any]:
@@ -208,7 +223,17 @@ def _flat(node: fx.Node | None) -> Iterator[Any]:
 def _named_sequence(module: nn.Module) -> bool:
     """A Sequential with names, such as stem and head, reads better as a class with a forward."""
     names = [name for name, _ in module.named_children()]
-    return isinstance(module, nn.Sequential) and bool(names) and all(name.isidentifier() for name in names)
+    own = isinstance(module, nn.Sequential) and _is_container(module)
+    return own and bool(names) and all(name.isidentifier() for name in names)
+
+
+def _is_container(module: nn.Module) -> bool:
+    """A container of torch.nn, or a subclass that adds no forward of its own."""
+    return any(isinstance(module, kind) and type(module).forward is kind.forward for kind in _CONTAINERS)
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, _CONTAINERS)
 
 
 def _as_subclass(expression: str) -> tuple[str, list[str]]:
