@@ -77,13 +77,21 @@ def crowding(F: np.ndarray, rank: np.ndarray | None = None) -> np.ndarray:
     return distance / m
 
 
+def crowded_order(rank: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Positions `(n,)`, best first: by rank, then by falling crowding distance. Ties keep the order of the rows.
+
+    The crowded-comparison operator of Deb et al. 2002, section III-B.
+    """
+    return np.lexsort((-distance, rank))
+
+
 def survivors(F: np.ndarray, n: int, violations: np.ndarray | None = None) -> np.ndarray:
     """Positions of the `n` best points, best first: whole fronts in order, the last one by falling crowding distance.
 
-    Deb et al. 2002, section III-C (crowded-comparison operator). Ties keep the order of the rows.
+    Deb et al. 2002, section III-C.
     """
     rank = ranks(F, violations)
-    return np.lexsort((-crowding(F, rank), rank))[:n]
+    return crowded_order(rank, crowding(F, rank))[:n]
 
 
 def front(F: np.ndarray, violations: np.ndarray | None = None) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sartor.arch import Space
+from sartor.arch import Arch, Space
 from sartor.errors import UserError
 from sartor.trial import Proposal, Trial
 
@@ -148,18 +148,18 @@ class Store:
 
     def trials(self, space: Space | None = None) -> Iterator[Trial]:
         """Trials in order, streamed; with `space` (a restricted one, say) only those that lie in it, as its architectures."""
-        if space is None and not self._meta():
+        if not self._meta():
             return
-        home = space or self.space
+        decode = _Decoder(self.space)
         for row in self.rows():
             labels = row.pop("labels")
-            try:
-                arch = home.from_labels(labels)
-            except UserError:
-                if space is None:
-                    raise
+            if space is None or space is self._space:
+                yield Trial(arch=decode(labels), **row)
                 continue
-            yield Trial(arch=arch, **row)
+            try:
+                yield Trial(arch=space.from_labels(labels), **row)
+            except UserError:
+                continue
 
     def pending(self) -> list[tuple[int, Proposal]]:
         """Proposals without a trial, with their numbers, in the order in which they were asked."""
@@ -221,6 +221,30 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+class _Decoder:
+    """Labels to architectures of the space that wrote them: `Space.from_labels` without its checks, at a tenth of the cost."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+        self._off = dict.fromkeys(space.choices, 0)
+        # By type too: JSON tells `True` from `1` and `1` from `1.0`, which a dictionary does not.
+        self._known: dict[tuple[str, type, Any], int] = {}
+
+    def __call__(self, labels: Mapping[str, Any]) -> Arch:
+        values = self._off.copy()
+        for name, label in labels.items():
+            values[name] = self._index(name, label)
+        return Arch(values)
+
+    def _index(self, name: str, label: Any) -> int:
+        if isinstance(label, list | dict):
+            return self._space.option(name, label)
+        key = (name, type(label), label)
+        if key not in self._known:
+            self._known[key] = self._space.option(name, label)
+        return self._known[key]
 
 
 _ADVICE: Mapping[str, str] = {

@@ -45,7 +45,8 @@ class Fold(Generic[S]):
         self._state = start()
 
     def __call__(self, history: Sequence[Trial]) -> S:
-        if list(history[: len(self._folded)]) != self._folded:
+        past = history[: len(self._folded)]
+        if (past if isinstance(past, list) else list(past)) != self._folded:
             self._folded, self._state = [], self._start()
         for trial in history[len(self._folded) :]:
             self._step(self._state, trial)

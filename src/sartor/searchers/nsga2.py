@@ -103,7 +103,7 @@ class NSGA2:
             values, violations = self._goals.table(merged)
             rank = pareto.ranks(values, violations)
             crowding = pareto.crowding(values, rank)
-            kept = pareto.survivors(values, self._population, violations)
+            kept = pareto.crowded_order(rank, crowding)[: self._population]
             state.population = [merged[i] for i in kept]
             state.rank, state.crowding = rank[kept], crowding[kept]
             state.generation += 1
