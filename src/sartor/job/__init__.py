@@ -1,0 +1,93 @@
+"""The main job: data + device + limits -> a measured Pareto set of exported models, with the hand-designed ladder beside it.
+
+:func:`search` and :func:`resume` are what the command line calls. Every phase leaves its product in the run folder and is skipped when
+that is there, so a run goes on after Ctrl-C or kill -9 from where it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sartor.errors import UserError
+from sartor.job.context import Job, Progress, silent
+from sartor.request import SearchRequest
+
+__all__ = ["Job", "baseline", "resume", "search"]
+
+
+def search(request: SearchRequest, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Carry out a request in a new run folder; returns the content of result.json.
+
+    Raises:
+        UserError: for unfit data, an unattainable limit, or a folder that holds something else.
+        KeyboardInterrupt: after what exists so far was written as a partial result.
+    """
+    folder = request.save()
+    return _carry_out(Job(request, folder.parent, progress or silent))
+
+
+def resume(run_dir: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Go on with the run in `run_dir`; a finished one is only reported again.
+
+    Raises:
+        UserError: if there is no run, or its data changed.
+    """
+    request = SearchRequest.load(run_dir)
+    return _carry_out(Job(request, Path(run_dir), progress or silent))
+
+
+def baseline(request: SearchRequest, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Only the hand-designed ladder: train, export and measure it for the request's data and device."""
+    folder = request.save()
+    job = Job(request, folder.parent, progress or silent)
+    job.state.put("only_ladder")
+    return _carry_out(job)
+
+
+def _carry_out(job: Job) -> dict[str, Any]:
+    import torch
+
+    from sartor.hardware.device import cores
+    from sartor.job.conclude import conclude, partial
+
+    torch.set_num_threads(cores())
+    try:
+        return _phases(job)
+    except KeyboardInterrupt:
+        partial(job)
+        raise
+    except UserError as error:
+        if "out of reach" in str(error):
+            partial(job, status="infeasible", note=str(error))
+        raise
+    finally:
+        job.table.close()
+        del conclude
+
+
+def _phases(job: Job) -> dict[str, Any]:
+    from sartor.evaluators.supernet import SupernetEvaluator
+    from sartor.job import explore, finish, ladder, limits
+    from sartor.job.conclude import conclude, partial
+    from sartor.job.first import first_model
+
+    if "finished" in job.state:
+        return conclude(job, job.state["finished"]["models"], job.state["finished"]["baselines"], job.state["finished"]["refused"])
+    if "only_ladder" in job.state:
+        return conclude(job, [], ladder.climb(job), [])
+    if "attainable" not in job.state:
+        limits.check_attainable(job)
+        job.state.put("attainable")
+    explore.build_table(job)
+    first_model(job)
+    explore.train_supernet(job)
+    accuracy = SupernetEvaluator(job.net, job.data, seed=job.request.seed)
+    front = explore.screen(job, accuracy) if job.request.strategy != "random" else []
+    trials = explore.explore(job, accuracy, front)
+    partial(job)
+    with job.state.timing("finish"):
+        models, refused = finish.deliver(job, trials)
+    partial(job)
+    baselines = ladder.climb(job) if job.request.baselines else []
+    return conclude(job, models, baselines, refused)

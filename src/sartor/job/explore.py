@@ -1,0 +1,248 @@
+"""From nothing to a measured front: latency table, supernet, predictor, and the evolutionary search with real measurements."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor import pareto, run
+from sartor.arch import Arch
+from sartor.errors import UserError
+from sartor.evaluators.supernet import SupernetEvaluator
+from sartor.goals import Goals
+from sartor.hardware.graph import Op, trace
+from sartor.job.context import Job, timings
+from sartor.predictors.accuracy import Predictor, fit
+from sartor.recipes.sandwich import train_sandwich
+from sartor.searchers import make_searcher
+from sartor.store import Store
+from sartor.trial import Trial
+
+#: A space whose factors have more different ops than this is tabulated by what sampled architectures need.
+_WHOLE = 6000
+_SAMPLES = (24, 200)  # fewest and most architectures that the accuracy predictor learns from
+_POPULATION = 20
+
+
+# -- latency table ------------------------------------------------------------------------------------------------------
+
+
+def build_table(job: Job) -> None:
+    """Measure every op that the space can produce, then correct the sums by a few whole networks."""
+    if "table" in job.state:
+        return
+    with job.state.timing("table"):
+        added = job.table.ensure(_space_ops(job), input_shapes=[job.data.input_shape], progress=job.progress)
+    with job.state.timing("calibration"):
+        quality = _calibrate(job)
+    job.refresh_prices()
+    job.state.put("table", {"added": added, "entries": len(job.table.entries), "path": str(job.table.path), "quality": quality})
+
+
+def _space_ops(job: Job) -> list[Op]:
+    found: dict[str, Op] = {}
+    space = job.net.space
+    combinations = sum(math.prod(len(space.allowed[name]) for name in factor.scope) for factor in job.factors)
+    if combinations <= 50 * _WHOLE:
+        for factor in job.factors:
+            for indices in itertools.product(*(space.allowed[name] for name in factor.scope)):
+                found.update((op.signature, op) for op in factor.at(indices))
+    if not found or len(found) > _WHOLE:
+        rng = job.rng(1)
+        found = {op.signature: op for _ in range(300) for op in _ops(job, space.sample(rng))}
+    return list(found.values())
+
+
+def _ops(job: Job, arch: Mapping[str, int]) -> list[Op]:
+    return [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
+
+
+def _calibrate(job: Job) -> dict[str, Any]:
+    """Export and measure networks spread over the predicted latencies; weights do not matter for time."""
+    rng = job.rng(2)
+    pool = sorted({job.net.space.sample(rng) for _ in range(200)}, key=lambda a: job.predicted(a)["latency_ms"])
+    count = int(np.clip(job.plan.calibrate / 2.5, 8, 30))
+    picked = [pool[int(i)] for i in np.linspace(0, len(pool) - 1, min(count, len(pool)))]
+    pairs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, arch in enumerate(picked):
+            job.progress("calibrate table", number, len(picked))
+            module = job.net.extract(arch).eval()
+            file = job.export(module, Path(folder), quick=True)
+            pairs.append((trace(module, job.data.input_shape), job.clock(file, 0.3).p50))
+        job.progress("calibrate table", len(picked), len(picked))
+    if len(pairs) < 4:
+        return {}
+    found = job.table.calibrate(pairs)
+    return found.to_json()
+
+
+# -- supernet -----------------------------------------------------------------------------------------------------------
+
+
+def train_supernet(job: Job) -> None:
+    """Sandwich training (BigNAS), resumable; the finished weights lie in checkpoints/supernet.safetensors."""
+    weights = job.folder / "checkpoints" / "supernet.safetensors"
+    if "supernet" not in job.state:
+        with job.state.timing("supernet"):
+            result = train_sandwich(
+                job.net,
+                job.data,
+                seconds=job.plan.supernet,
+                batch=batch_size(job),
+                augment=job.policy,
+                initial=job.request.weights,
+                drop_path=0.0,
+                seed=job.request.seed,
+                checkpoint=job.folder / "checkpoints" / "training.safetensors",
+                progress=job.progress,
+            )
+        save_weights(job.net, weights)
+        job.state.put("supernet", {"steps": result.steps, "epochs": result.epochs})
+    else:
+        load_weights(job.net, weights)
+    job.net.eval()
+
+
+def batch_size(job: Job) -> int:
+    """128 images, fewer for small sets, so that an epoch has at least a dozen steps."""
+    return int(np.clip(2 ** int(math.log2(max(1, len(job.data.train) / 12))), 16, 128))
+
+
+def save_weights(module: Any, path: Path) -> None:
+    """Write a module's weights as safetensors, atomically."""
+    from safetensors.torch import save
+
+    from sartor.export.files import write_atomic
+
+    write_atomic(path, save({k: v.contiguous() for k, v in module.state_dict().items()}))
+
+
+def load_weights(module: Any, path: Path) -> None:
+    """Read what :func:`save_weights` wrote.
+
+    Raises:
+        UserError: if the file is missing or does not fit.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path}: expected the weights of this run's network, but {str(error).splitlines()[0]}; start a new run.") from None
+
+
+# -- screening: a predictor looks at 10,000 architectures ----------------------------------------------------------------
+
+
+def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
+    """The documents' first stage: learn accuracy from some sub-nets, predict it for 10,000, keep the 100 on or next to the front."""
+    if "screen" in job.state:
+        return [job.canonical(arch) for arch in job.state["screen"]["front"]]
+    with job.state.timing("screen"):
+        predictor = _learn(job, accuracy)
+        rng = job.rng(4)
+        pool = list({job.net.space.sample(rng) for _ in range(job.plan.screened)} | {job.net.largest, job.net.smallest})
+        guesses: list[dict[str, float]] = []
+        means, _ = predictor.predict(job.net.space.encode(pool))
+        for number, (arch, mean) in enumerate(zip(pool, means, strict=True)):
+            guesses.append({**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), "file_bytes": 0.0})
+            if number % 500 == 0:
+                job.progress("screen", number, len(pool))
+        job.progress("screen", len(pool), len(pool))
+        goals = _without_file(job.goals)
+        values = np.array([goals.values(g) for g in guesses])
+        violations = np.array([goals.violation(g) for g in guesses])
+        kept = pareto.survivors(values, min(job.plan.front, len(pool)), violations)
+    front = [pool[int(i)] for i in kept]
+    quality = {k: v for k, v in predictor.quality.items() if isinstance(v, int | float | str)}
+    job.state.put("screen", {"front": [dict(a) for a in front], "predictor": quality})
+    return front
+
+
+def _without_file(goals: Goals) -> Goals:
+    """File sizes are known only of files; screening leaves that limit to the measured stage."""
+    objectives = tuple(o for o in goals.objectives if o != "file_bytes") or ("accuracy",)
+    return Goals(objectives, tuple(limit for limit in goals.limits if limit.metric != "file_bytes"))
+
+
+def _learn(job: Job, accuracy: SupernetEvaluator) -> Predictor:
+    def evaluate(arch: Arch) -> dict[str, float]:
+        return {**accuracy(arch), **job.predicted(arch)}
+
+    with Store(job.folder / "screening.sqlite") as store:
+        searcher = make_searcher("random", job.net.space, job.goals)
+        trials = _for_seconds(job, "sample", searcher, evaluate, store, job.plan.screen * 0.8, _SAMPLES, 8)
+    good = [t for t in trials if t.status == "complete" and np.isfinite(t.metrics["accuracy"])]
+    if len(good) < 4:
+        reason = next((t.error for t in trials if t.error), "no accuracy was finite")
+        raise UserError(f"the supernet's sub-nets could not be evaluated: {reason}")
+    return fit(job.net.space.encode([t.arch for t in good]), [t.metrics["accuracy"] for t in good], seed=job.request.seed)
+
+
+def _for_seconds(
+    job: Job,
+    what: str,
+    searcher: Any,
+    evaluate: Callable[[Arch], dict[str, float]],
+    store: Store,
+    seconds: float,
+    least_most: tuple[int, int],
+    batch: int,
+) -> list[Trial]:
+    """Run a search in slices until its time is spent, within a least and a most number of trials; time before an interruption counts."""
+    least, most = least_most
+    deadline = time.perf_counter() + max(0.0, seconds - job.state.seconds.get(what, 0.0))
+    budget = min(least, most)
+    with job.state.timing(what):
+        while True:
+            result = run.search(
+                searcher, evaluate, goals=job.goals, space=job.net.space, budget=budget, batch=batch, store=store, seed=job.request.seed,
+                on_trial=lambda trial, done, total: job.progress(what, done, most),
+            )  # fmt: skip
+            if result.status == "interrupted":
+                raise KeyboardInterrupt
+            if len(result.trials) < budget or budget >= most or time.perf_counter() > deadline:
+                job.progress(what, most, most)
+                return list(result.trials)
+            budget = min(most, budget + batch)
+
+
+# -- the search itself --------------------------------------------------------------------------------------------------
+
+
+def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[Trial]:
+    """The second stage: supernet accuracy and the measured latency of the exported file of every candidate, NSGA-II from the screened front."""
+
+    def evaluate(arch: Arch) -> dict[str, float]:
+        found = accuracy(arch)
+        module = job.net.extract(arch).eval()
+        with tempfile.TemporaryDirectory() as folder:
+            file = job.export(module, Path(folder), quick=True)
+            clock = job.clock(file, 0.25)
+            size = float(file.stat().st_size)
+        costs = {k: v for k, v in job.predicted(arch).items() if k in ("params", "macs", "peak_bytes")}
+        return {**found, **costs, **timings(clock.p50, clock.p10, clock.p90), "file_bytes": size}
+
+    space, goals, strategy = job.net.space, job.goals, job.request.strategy
+    settings: dict[str, Any] = {}
+    if strategy == "nsga2":
+        settings = {"population": _POPULATION, "initial": _seeds(job, initial)}
+    searcher = make_searcher(strategy, space, goals, **settings)
+    most = _POPULATION * (job.plan.generations + 1)
+    with Store(job.folder / "history.sqlite") as store:
+        return _for_seconds(job, "explore", searcher, evaluate, store, job.plan.explore, (_POPULATION, most), _POPULATION)
+
+
+def _seeds(job: Job, front: list[Arch]) -> list[Arch]:
+    """The screened architectures that the first generation has time for, spread over the predicted latencies."""
+    ordered = sorted(front, key=lambda a: job.predicted(a)["latency_ms"])
+    count = min(len(ordered), _POPULATION)
+    return [ordered[int(i)] for i in np.unique(np.linspace(0, len(ordered) - 1, count).round())]

@@ -1,0 +1,38 @@
+"""A usable model within the first minutes: one feasible network, trained alone, before the search has found anything."""
+
+from __future__ import annotations
+
+import torch
+
+from sartor.deploy.verify import broken
+from sartor.job.conclude import partial
+from sartor.job.context import Job
+from sartor.job.finish import make
+from sartor.spaces import build
+
+
+def first_model(job: Job) -> None:
+    """Train, export and measure the network with the most multiplications among sampled ones that are predicted to keep the limits.
+
+    It lies in models/first until the search has delivered better ones. Nothing is delivered if its measured figures break a limit.
+    """
+    if "model:first" in job.state or "no_first" in job.state:
+        return
+    rng = job.rng(3)
+    light = 0.3 * job.net.costs(job.net.largest)["macs"]
+    pool = [job.net.smallest, *(job.net.space.sample(rng) for _ in range(300))]
+    limits = [limit for limit in job.goals.limits if limit.metric not in ("accuracy", "top5", "file_bytes")]
+    costs = [(job.predicted(arch), arch) for arch in pool]
+    fitting = [(c, a) for c, a in costs if c["macs"] <= light and all(limit.excess(c) <= -0.05 for limit in limits)]
+    if not fitting:
+        job.state.put("no_first")
+        return
+    arch = max(fitting, key=lambda pair: pair[0]["macs"])[1]
+    torch.manual_seed(job.request.seed)
+    module = build(job.request.space, job.data.input_shape, len(job.data.classes)).extract(arch)
+    with job.state.timing("first"):
+        record = make(
+            job, "first", "search", module, seconds=job.plan.first, start="scratch", predicted={}, labels=job.net.space.labels(arch)
+        )
+    if not broken([limit for limit in job.goals.limits if limit.metric not in ("accuracy", "top5")], record["metrics"]):
+        partial(job)

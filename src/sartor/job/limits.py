@@ -1,0 +1,80 @@
+"""Is a limit attainable at all? Asked before anything is trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sartor.arch import Arch
+from sartor.errors import UserError
+from sartor.goals import Limit
+from sartor.job.context import Job
+
+#: Limits on these are judged here, from the cheapest architecture; limits on accuracy are judged on trained nets, at the end.
+_COSTS = ("latency_ms", "throughput", "peak_bytes", "file_bytes", "params", "macs")
+#: Below this share of the predicted minimum a limit is out of reach without asking the clock; above the inverse it is not.
+_SURE = 0.5
+
+
+def check_attainable(job: Job) -> None:
+    """Refuse limits that not even the cheapest architecture of the space keeps.
+
+    The cheapest is found by coordinate descent over the choices, on the cost model; for latency and file size it is then exported and
+    measured.
+
+    Raises:
+        UserError: naming the limit and the best attainable figure.
+    """
+    for limit in job.goals.limits:
+        if limit.metric not in _COSTS:
+            continue
+        value = attainable(job, limit)
+        if limit.excess({limit.key: value}) > 0:
+            raise UserError(
+                f"the limit {limit} is out of reach: the best that space '{job.request.space}' attains on {job.device['cpu']} "
+                f"for {job.data.name} is {limit.key} = {value:.4g}; relax the limit to at least that, or choose another space or input size."
+            )
+
+
+def attainable(job: Job, limit: Limit) -> float:
+    """Best figure of the limit's metric over the space, as far as coordinate descent finds it."""
+    metric = "latency_ms" if limit.metric == "throughput" else limit.metric
+    timed = metric in ("latency_ms", "file_bytes")
+    cost: Callable[[Arch], float] = lambda arch: _cost(job, arch, metric)  # noqa: E731
+    best = cheapest(job, cost)
+    if not timed:
+        return cost(best)
+    with tempfile.TemporaryDirectory() as folder:
+        file = job.export(job.net.extract(best).eval(), Path(folder), quick=True)
+        if metric == "file_bytes":
+            return float(file.stat().st_size)
+        predicted = cost(best)
+        bound = 1e3 / limit.bound if limit.metric == "throughput" else limit.bound
+        measured = job.clock(file, 0.3 if predicted < _SURE * bound else 1.0)
+    value = {"p10": measured.p10, "p90": measured.p90}.get(limit.statistic, measured.p50)
+    return 1e3 / value if limit.metric == "throughput" else value
+
+
+def cheapest(job: Job, cost: Callable[[Arch], float]) -> Arch:
+    """Coordinate descent from the smallest architecture: each choice in turn takes its cheapest option, until nothing improves."""
+    space = job.net.space
+    best: Arch = job.net.smallest
+    lowest = cost(best)
+    improved = True
+    while improved:
+        improved = False
+        for neighbour in space.neighbours(best):
+            value = cost(neighbour)
+            if value < lowest:
+                best, lowest, improved = neighbour, value, True
+                break
+    return best
+
+
+def _cost(job: Job, arch: Mapping[str, int], metric: str) -> float:
+    if metric == "latency_ms":
+        ops = [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
+        return job.table.predict(ops, measure_missing=True)
+    costs = job.net.costs(arch)
+    return float(costs["params"] if metric == "file_bytes" else costs[metric] * (job.bytes_per_value if metric == "peak_bytes" else 1))

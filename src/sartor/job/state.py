@@ -1,0 +1,68 @@
+"""What a run has finished: a small JSON file, written atomically, from which `resume` goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sartor.errors import UserError
+
+
+class State:
+    """Facts by phase. A phase with facts is done; its seconds add up over interruptions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}
+        if path.is_file():
+            try:
+                stored = json.loads(path.read_text())
+                self.facts, self.seconds = dict(stored["facts"]), dict(stored["seconds"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}: expected the state of a run, but it cannot be read ({error}): start a new run.") from None
+
+    def __contains__(self, phase: str) -> bool:
+        return phase in self.facts
+
+    def __getitem__(self, phase: str) -> Any:
+        return self.facts[phase]
+
+    def put(self, phase: str, facts: Any = True) -> None:
+        """Remember that a phase is done, with what later phases need of it (plain JSON)."""
+        self.facts[phase] = facts
+        self._write()
+
+    @contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        """Adds the wall time of the block to the phase's seconds, also when it is interrupted."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
+            self._write()
+
+    def _write(self) -> None:
+        write_json(self.path, {"facts": self.facts, "seconds": self.seconds})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically: a reader sees the old file or the new one.
+
+    Raises:
+        UserError: on a full disk or a folder that cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; free some space or choose another run folder.") from None
