@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +83,7 @@ class Predictor:
                 head, x, y = json.loads(str(file["head"])), file["x"], file["y"]
         except FileNotFoundError as error:
             raise UserError(f"predictor {path} does not exist; check the path") from error
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"predictor {path} cannot be read ({error}); fit it again") from error
         if head.get("schema") != SCHEMA:
             raise UserError(f"predictor {path} has schema {head.get('schema')}, expected {SCHEMA}; fit it again")

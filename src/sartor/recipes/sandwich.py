@@ -107,8 +107,8 @@ def train_sandwich(
 ) -> SupernetResult:
     """Train a supernet in place: each step runs the largest, the smallest and `random_nets` sampled sub-nets on one batch.
 
-    Resolution is a choice like any other, so every sub-net brings its own; batch normalisation uses the batch's statistics.
-    Give exactly one of `steps`, `epochs` (deterministic on one thread) and `seconds` (the schedule follows the elapsed share; machine-dependent).
+    Resolution is a choice like any other, so every sub-net brings its own; batch normalisation uses the batch's statistics. Give exactly
+    one of `steps`, `epochs` (deterministic on one thread) and `seconds` (the schedule follows the elapsed share: machine-dependent).
 
     Args:
         net: a searchable network with `space`, `largest` and `smallest`.
