@@ -56,10 +56,15 @@ class CostModel:
         arch = dict(arch)  # a plain dictionary is read several times faster than other mappings
         for number, factor in enumerate(self.factors):
             values = _scope_values(factor, arch)
-            if not any(isinstance(value, Mapping) for value in values):
-                total = total + self._price(number, values)
-            else:
+            try:
+                total = total + self._prices[number][values]
+                continue  # the common case of a search: a discrete architecture, priced before
+            except (KeyError, TypeError):  # a mapping cannot be hashed
+                pass
+            if any(isinstance(value, Mapping) for value in values):
                 total = total + self._expectation(number, [v if isinstance(v, Mapping) else {v: 1.0} for v in values])
+            else:
+                total = total + self._price(number, values)
         return total
 
     def _price(self, number: int, indices: Indices) -> float:

@@ -15,7 +15,7 @@ from sartor.errors import UserError
 
 PRECISIONS = ("int8", "fp32")
 # What decides which kernels a runtime picks, by the names of /proc/cpuinfo (x86, arm64).
-ISA_FLAGS = [
+ISA_FLAGS = (
     "avx",
     "avx2",
     "fma",
@@ -29,8 +29,7 @@ ISA_FLAGS = [
     "asimd",
     "asimddp",
     "i8mm",
-    "sve",
-]
+)
 
 
 @dataclass(frozen=True)
