@@ -48,7 +48,7 @@ contracts: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .benchmarks
