@@ -35,6 +35,7 @@ def write_card(
     for key in ("name", "file", "metrics"):
         if not record.get(key):
             raise UserError(f"a model card needs a record with {key!r}, got {sorted(record)}")
+    record = plain(record)
     folder = Path(folder)
     model = folder / Path(str(record["file"])).name
     if not model.is_file():
@@ -52,7 +53,7 @@ def write_card(
         )
         if part
     )
-    write_atomic(folder / "card.json", json.dumps(plain(record), indent=1, allow_nan=False) + "\n")
+    write_atomic(folder / "card.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     return write_atomic(folder / "card.md", text + "\n")
 
 
@@ -160,12 +161,16 @@ def _loading(model: Path, data: Mapping[str, Any]) -> str:
     else:
         mean, std = ([round(float(v), 6) for v in data[key]] if key in data else "the training data's" for key in ("mean", "std"))
         takes = f"float32 (n, {shape}), (pixels - mean) / std per channel, pixels in 0..1, mean {mean}, std {std}"
+    source = ""
+    if model.with_name("model.py").is_file():
+        source = (
+            " `model.py` is the same network as PyTorch source to edit: `load()` reads `model.safetensors`; it takes normalised images."
+        )
     return (
         "## Use\n\n```python\nimport onnxruntime\n"
         f'session = onnxruntime.InferenceSession("{model.name}", providers=["CPUExecutionProvider"])\n'
         'logits = session.run(None, {"input": images})[0]  # (n, classes)\n```\n\n'
-        f"`images`: {takes}. `model.py` is the same network as PyTorch source to edit: "
-        "`load()` reads `model.safetensors`; it takes normalised images."
+        f"`images`: {takes}.{source}"
     )
 
 
