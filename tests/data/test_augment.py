@@ -59,6 +59,9 @@ def test_a_cutout_centre_reaches_every_pixel() -> None:
     out = Policy(cutout=1)(np.ones((4000, 1, 3, 4), np.float32), np.random.default_rng(0))
     hits = (out == 0).sum(axis=0)[0]
     assert hits.sum() == 4000 and hits.min() > 4000 / 12 * 0.75
+    out = Policy(cutout=3)(np.ones((4000, 1, 5, 5), np.float32), np.random.default_rng(0))
+    hits = (out == 0).sum(axis=0)[0]
+    np.testing.assert_allclose(hits, hits[::-1, ::-1], rtol=0.15, err_msg="the square is centred")
 
 
 def test_policies_are_golden_for_a_seed() -> None:

@@ -71,6 +71,13 @@ def test_limit_is_kept_with_every_class_present(limit: int, held: bool) -> None:
         assert set(data.validation.labels) == {0, 1, 2}
 
 
+def test_a_limit_keeps_a_rare_class_in_train_and_validation() -> None:
+    images, _ = pair(200)
+    rare = Source("toy", (images, (np.arange(200) < 3).astype(int)), test=pair(9, classes=2))
+    data = make(rare, limit=20)
+    assert np.bincount(data.train.labels).tolist() == [17, 1] and np.bincount(data.validation.labels).tolist() == [1, 1]
+
+
 def test_mean_and_std_come_from_training_images_alone() -> None:
     held, test = pair(30), pair(30)
     plain = make(Source("toy", pair(60), held, test))

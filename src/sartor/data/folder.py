@@ -19,6 +19,8 @@ EXTENSIONS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif"
 LARGEST_BYTES = 8 * 2**30
 _SPLITS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# What cameras write. Asking a PNG file for its EXIF data would decode it whole.
+_ROTATED = ("JPEG", "MPO", "TIFF", "WEBP")
 _NAMED = 5
 
 
@@ -34,7 +36,7 @@ def read_folder(root: Path, size: tuple[int, int] | None) -> Source:
     """Read ``root/{train,val,test}/class/*.png`` or ``root/class/*.png``; classes are the sorted folder names.
 
     Images may lie deeper inside a class folder. Names beginning with a dot or two underscores and files that are no images by their
-    extension are passed over. All-grey sets stay grey, all others become RGB; transparency is dropped, EXIF rotation is applied, 16-bit
+    extension are passed over. All-grey sets stay grey, all others become RGB; transparency is dropped, EXIF rotation is applied (not to PNG), 16-bit
     grey is brought to 8 bits, and of an animation the first frame counts.
 
     Args:
@@ -99,7 +101,7 @@ def _header(path: Path) -> _Header | None:
         with Image.open(path) as image:
             width, height = image.size
             # orientations 5 to 8 of the EXIF standard lay the image on its side
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            turned = image.format in _ROTATED and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
             return _Header((width, height) if turned else (height, width), image.mode in ("1", "L", "LA", *_DEEP_GREY))
     except Exception:  # Pillow's decoders raise almost anything on damaged files
         return None
@@ -151,7 +153,7 @@ def _pixels(path: Path, size: tuple[int, int], grey: bool) -> NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     with Image.open(path) as opened:
-        image = ImageOps.exif_transpose(opened)
+        image: Image.Image = ImageOps.exif_transpose(opened) if opened.format in _ROTATED else opened
         if image.mode in _DEEP_GREY:
             # Pillow's own conversion clips 16-bit values at 255 instead of scaling them
             image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
