@@ -349,6 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 failed inside, 2 a user's mistake, 130 interrupted."""
     # BadParameter's base is click's UsageError, wherever this version of typer keeps click.
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
+    # Idle OpenMP threads that spin take the core from the thread that works, wherever cores are shared: several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return int(app(args=arguments, prog_name="sartor", standalone_mode=False) or 0)
     except UserError as error:

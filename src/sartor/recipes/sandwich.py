@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor, nn
 
 from sartor.arch import Arch, Space
@@ -51,6 +52,7 @@ def sandwich_step(
     y: Tensor,
     others: list[Arch],
     *,
+    largest: Arch | None = None,
     label_smoothing: float = 0.0,
     drop_path: float = 0.0,
     temperature: float = 1.0,
@@ -61,7 +63,7 @@ def sandwich_step(
     soft predictions, without regularisation (Yu et al. 2020, section 3.1). No gradient reaches the largest net through them. Gradients
     are summed over the nets, one backward each, so that memory holds one net's activations at a time.
     """
-    logits = net(x, net.largest, drop_path)
+    logits = net(x, net.largest if largest is None else largest, drop_path)
     loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing)
     loss.backward()
     worst = loss.item()
@@ -136,9 +138,10 @@ def train_sandwich(
     report = load_weights(net, initial) if initial is not None and not resumed else None
 
     def compute(x: Tensor, y: Tensor, moment: Moment) -> float:
-        others = [] if moment.fraction < largest_only else [supernet.smallest, *(draw(moment.rng) for _ in range(random_nets))]
+        largest, smallest = extremes(supernet, moment.rng)
+        others = [] if moment.fraction < largest_only else [smallest, *(draw(moment.rng) for _ in range(random_nets))]
         rate = drop_path * moment.fraction
-        return sandwich_step(supernet, x, y, others, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature)
+        return sandwich_step(supernet, x, y, others, largest=largest, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature)
 
     per_epoch = steps_per_epoch(data.train, batch)
     loop = Loop(
@@ -167,6 +170,13 @@ def train_sandwich(
     )
     trace = loop.run()
     return SupernetResult(trace.step, trace.step / per_epoch, trace.seconds, trace.loss, report, trace.rows)
+
+
+def extremes(net: Supernet, rng: np.random.Generator) -> tuple[Arch, Arch]:
+    """The largest and smallest architecture of one step. A network whose space has choices without a size (kinds of block) draws them
+    itself in `extremes(rng)`; otherwise the options that are never part of an extreme would be trained on random nets only."""
+    draw = getattr(net, "extremes", None)
+    return draw(rng) if draw is not None else (net.largest, net.smallest)
 
 
 def _supernet(net: nn.Module) -> Supernet:

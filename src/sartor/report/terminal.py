@@ -74,30 +74,32 @@ class Progress:
             self._bars = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        # "train: loss 0.5" is the phase "train" with a detail that changes from call to call
+        phase = what.partition(":")[0]
         if self._bars is None:
-            self._line(what, done, total)
+            self._line(phase, what, done, total)
             return
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(what, total=total or None)
-        elif done < self._done[what]:
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(what, total=total or None)
+        elif done < self._done[phase]:
             # A phase that starts over (the next of several trainings with one name) gets a fresh clock.
-            self._bars.reset(self._tasks[what])
-        self._done[what] = done
-        self._bars.update(self._tasks[what], completed=done, total=total or None)
+            self._bars.reset(self._tasks[phase])
+        self._done[phase] = done
+        self._bars.update(self._tasks[phase], description=what, completed=done, total=total or None)
 
-    def _line(self, what: str, done: int, total: int) -> None:
+    def _line(self, phase: str, what: str, done: int, total: int) -> None:
         now = self._clock()
         finished = 0 < total <= done
-        begun = self._phases.setdefault(what, now)
-        if what in self._said and not finished and now - self._said[what] < self._every_s:
+        begun = self._phases.setdefault(phase, now)
+        if phase in self._said and not finished and now - self._said[phase] < self._every_s:
             return
         if finished:
             # Forgotten, so that a later phase of the same name starts a fresh clock and says so.
-            self._phases.pop(what)
-            self._said.pop(what, None)
+            self._phases.pop(phase)
+            self._said.pop(phase, None)
             tail = f"done in {duration(now - begun)}"
         else:
-            self._said[what] = now
+            self._said[phase] = now
             left = (now - begun) * (total - done) / done if done > 0 and total > 0 else 0.0
             tail = (f"{done}/{total}" if total > 0 else str(done)) + (f", about {duration(left)} left" if left else "")
         print(f"[{duration(now - self._begun)}] {what}: {tail}", file=self._stream, flush=True)
