@@ -36,8 +36,8 @@ def read_folder(root: Path, size: tuple[int, int] | None) -> Source:
     """Read ``root/{train,val,test}/class/*.png`` or ``root/class/*.png``; classes are the sorted folder names.
 
     Images may lie deeper inside a class folder. Names beginning with a dot or two underscores and files that are no images by their
-    extension are passed over. All-grey sets stay grey, all others become RGB; transparency is dropped, EXIF rotation is applied (not to PNG), 16-bit
-    grey is brought to 8 bits, and of an animation the first frame counts.
+    extension are passed over. All-grey sets stay grey, all others become RGB. Transparency is dropped, EXIF rotation is applied (but not
+    looked for in PNG files), 16-bit grey is brought to 8 bits, and of an animation the first frame counts.
 
     Args:
         size: (height, width) to resize to while reading; without it all images must have one size.
