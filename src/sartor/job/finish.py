@@ -30,7 +30,8 @@ _SCRATCH_LR = 0.1
 
 
 def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
-    """Feasible trials, the most useful first: up to `count` of the front that add the most hypervolume, then the rest by rank.
+    """Feasible trials, the most useful first: the best by the first objective, then those of the front that add the most hypervolume, up to
+    `count`; then the others by rank and first objective, to fall back on.
 
     Objectives are scaled to the range of the feasible trials, and costs enter by their logarithm, because a millisecond matters more to a
     fast network than to a slow one.
@@ -45,11 +46,11 @@ def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
     rank = pareto.ranks(values)
     reference = np.full(values.shape[1], 1.05)
     left = [int(i) for i in np.flatnonzero(rank == rank.min())]
-    picked: list[int] = []
+    picked = [left.pop(int(np.argmin(values[left, 0])))]
     while left and len(picked) < count:
         gains = [pareto.hypervolume(scaled[[*picked, i]], reference) for i in left]
         picked.append(left.pop(int(np.argmax(gains))))
-    rest = sorted((i for i in range(len(feasible)) if i not in picked), key=lambda i: (rank[i], float(scaled[i].sum())))
+    rest = sorted((i for i in range(len(feasible)) if i not in picked), key=lambda i: (rank[i], float(values[i, 0])))
     return [feasible[i] for i in (*picked, *rest)]
 
 
@@ -136,7 +137,7 @@ def deliver(job: Job, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], li
     """
     queue = choose(trials, job.goals, job.request.models)
     wanted = min(job.request.models, len(queue))
-    tries = min(len(queue), 2 * job.request.models)
+    tries = min(len(queue), job.request.models + 8)
     each = job.plan.finish / max(1, wanted)
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
