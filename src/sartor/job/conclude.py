@@ -97,7 +97,7 @@ def _module(job: Job, record: Record) -> Any:
 
 
 def comparison(models: Sequence[Record], baselines: Sequence[Record]) -> Record:
-    """The search against the ladder, both on test accuracy and latency measured in one run: hypervolumes, and speed at the ladder's best."""
+    """The search against the ladder, on test accuracy and latency measured in one run: hypervolumes, and speed at the ladder's best."""
     if not models or not baselines:
         return {}
     slowest = max(r["metrics"]["latency_ms"] for r in baselines)

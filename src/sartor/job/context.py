@@ -156,11 +156,20 @@ class Job:
         self.table.ensure(graph.ops, input_shapes=[graph.input_shape])
         return [
             {
-                "name": op.name, "kind": op.kind, "in": list(op.in_shape), "out": list(op.out_shape), "kernel": op.kernel, "stride": op.stride,
-                "groups": op.groups, "act": op.act, "macs": op.macs, "params": op.params, "latency_us": 1e3 * self.table.price(op),
+                "name": op.name,
+                "kind": op.kind,
+                "in": list(op.in_shape),
+                "out": list(op.out_shape),
+                "kernel": op.kernel,
+                "stride": op.stride,
+                "groups": op.groups,
+                "act": op.act,
+                "macs": op.macs,
+                "params": op.params,
+                "latency_us": 1e3 * self.table.price(op),
             }
             for op in graph.ops
-        ]  # fmt: skip
+        ]
 
     def table_latency(self, module: nn.Module) -> float:
         """Predicted latency in ms of any plain module; ops that the table lacks are measured."""

@@ -219,7 +219,7 @@ def _for_seconds(
 
 
 def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[Trial]:
-    """The second stage: supernet accuracy and the measured latency of the exported file of every candidate, NSGA-II from the screened front."""
+    """The second stage: supernet accuracy and measured latency of every candidate's exported file, NSGA-II from the screened front."""
 
     def evaluate(arch: Arch) -> dict[str, float]:
         found = accuracy(arch)

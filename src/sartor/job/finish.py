@@ -89,7 +89,8 @@ def export_record(
     training: dict[str, Any],
 ) -> dict[str, Any]:
     """Export into a temporary folder, measure there, then move it into place: a folder under models/ is always whole."""
-    module.eval().to(memory_format=torch.contiguous_format)  # as the exported source will build it
+    module.eval()
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as the source builds it; torch's stub lacks the form
     part = folder.with_name(f".{name}.{os.getpid()}")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

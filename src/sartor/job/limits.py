@@ -33,7 +33,7 @@ def check_attainable(job: Job) -> None:
         if limit.excess({limit.key: value}) > 0:
             raise UserError(
                 f"the limit {limit} is out of reach: the best that space '{job.request.space}' attains on {job.device['cpu']} "
-                f"for {job.data.name} is {limit.key} = {value:.4g}; relax the limit to at least that, or choose another space or input size."
+                f"for {job.data.name} is {limit.key} = {value:.4g}; relax the limit to that, or choose another space or input size."
             )
 
 
