@@ -15,7 +15,8 @@ class Searchable(nn.Module):
     """A layer that takes the architecture as an argument: ``layer(x, arch)``.
 
     No layer stores what is active, so that one set of weights serves many architectures at once. `choices()` lists the choices that
-    the layer itself reads; `extract(arch)` returns the plain torch module that computes the same for a discrete architecture.
+    the layer itself reads; `extract(arch)` returns the plain torch module that computes the same for a discrete architecture. A subclass
+    whose `forward` is written from searchable layers and torch functions needs no `extract` of its own: by default it is traced.
     """
 
     def choices(self) -> tuple[Choice, ...]:
@@ -25,7 +26,9 @@ class Searchable(nn.Module):
         raise NotImplementedError
 
     def extract(self, arch: Mapping[str, int]) -> nn.Module:
-        raise NotImplementedError
+        from sartor.layers.tracing import traced
+
+        return traced(self, arch)
 
 
 def call(module: nn.Module, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
@@ -85,7 +88,7 @@ class OneOf(Searchable):
         return mix(self.choice.value(arch), lambda i: call(self.options[i], x, arch, drop_path))
 
     def extract(self, arch: Mapping[str, int]) -> nn.Module:
-        return plain(self.options[self.choice.support(arch)[0]], arch)
+        return plain(self.options[self.choice.options.index(self.choice.pick(arch))], arch)
 
 
 class ElasticDepth(Searchable):

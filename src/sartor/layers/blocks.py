@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from sartor.hardware.graph import Op
 from sartor.layers import plain
-from sartor.layers.base import Searchable, activation, drop_path_of
+from sartor.layers.base import Searchable, drop_path_of
 from sartor.layers.choice import AnyArch, Choice, Width, make_divisible, mix
-from sartor.layers.conv import ConvBNAct, ElasticConv2d
+from sartor.layers.conv import ConvBNAct
 
 HW = tuple[int, int]
 
@@ -110,6 +110,7 @@ class SqueezeExcite(Searchable):
         channels, squeezed = x.shape[1], self.squeezed.at(arch)
         pooled = F.adaptive_avg_pool2d(x, 1)
         hidden = torch.relu(F.conv2d(pooled, self.reduce_weight[:squeezed, :channels], self.reduce_bias[:squeezed]))
+        hidden = self.squeezed.apply_mask(hidden, arch)
         logits = F.conv2d(hidden, self.expand_weight[:channels, :squeezed], self.expand_bias[:channels])
         return F.hardsigmoid(logits) if self.gate == "hardsigmoid" else torch.sigmoid(logits)
 
@@ -252,11 +253,11 @@ class MBConv(Block):
         if not isinstance(value, Mapping):
             return x if value in self.bare else self.body["expand"](x, arch)  # type: ignore[no-any-return]
         wide = {i: w for i, w in value.items() if i not in self.bare}
-        total = self.body["expand"](x, {**arch, self.config.expand.name: wide}) if wide else x.new_zeros(())
-        for index in self.bare & set(value):
-            padding = max(0, (total.shape[1] if total.dim() else x.shape[1]) - x.shape[1])
-            total = total + value[index] * F.pad(x, (0, 0, 0, 0, 0, padding))
-        return total  # type: ignore[no-any-return]
+        terms = [self.body["expand"](x, {**arch, self.config.expand.name: wide})] if wide else []
+        terms += [value[index] * x for index in value if index in self.bare]
+        channels = max(term.shape[1] for term in terms)
+        padded = [F.pad(term, (0, 0, 0, 0, 0, channels - term.shape[1])) for term in terms]
+        return torch.stack(padded).sum(0)
 
     def features(self, x: Tensor, arch: AnyArch) -> Tensor:
         return self.body["spatial"](self._expanded(x, arch), arch)  # type: ignore[no-any-return]
@@ -308,7 +309,7 @@ class FusedMBConv(Block):
 
 
 class Basic(FusedMBConv):
-    """Two ordinary 3x3 convolutions (the basic block of ResNet, He et al. 2016), the second linear; `expand` sets the width between them."""
+    """Two ordinary 3x3 convolutions (basic block of ResNet, He et al. 2016), the second linear; `expand` sets the width between them."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"expand"})
 
@@ -359,20 +360,20 @@ class Ghost(Block):
     def build(self) -> nn.ModuleDict:
         c = self.config
         hidden = self.hidden
-        self.half = Width(hidden.scope, lambda *o: (_lookup(hidden, o) + 1) // 2)
+        self.halved = Width(hidden.scope, lambda *o: (_lookup(hidden, o) + 1) // 2)
         body = nn.ModuleDict(
             {
-                "primary": ConvBNAct(c.inputs, self.half, 1, act=c.act),
-                "cheap": ConvBNAct(self.half, self.half, 3, depthwise=True, act=c.act),
+                "primary": ConvBNAct(c.inputs, self.halved, 1, act=c.act),
+                "cheap": ConvBNAct(self.halved, self.halved, 3, depthwise=True, act=c.act),
             }
         )
         if c.stride > 1:
-            body["down_primary"] = ConvBNAct(self.half, self.half, 3, c.stride, depthwise=True, act="none")
-            body["down_cheap"] = ConvBNAct(self.half, self.half, 3, c.stride, depthwise=True, act="none")
+            body["down_primary"] = ConvBNAct(self.halved, self.halved, 3, c.stride, depthwise=True, act="none")
+            body["down_cheap"] = ConvBNAct(self.halved, self.halved, 3, c.stride, depthwise=True, act="none")
         return body
 
     def build_project(self) -> ConvBNAct:
-        return ConvBNAct((self.half, self.half), self.config.outputs, 1, act="none")
+        return ConvBNAct((self.halved, self.halved), self.config.outputs, 1, act="none")
 
     def features(self, x: Tensor, arch: AnyArch) -> Tensor:
         primary = self.body["primary"](x, arch)
@@ -385,7 +386,7 @@ class Ghost(Block):
         return plain.GhostFeatures(**{name: module.extract(arch) for name, module in self.body.items()})  # type: ignore[operator]
 
     def feature_ops(self, arch: Mapping[str, int], hw: HW, wires: Wires) -> int:
-        c, half, act = self.config, self.half.at(arch), _act(self.config.act.pick(arch))
+        c, half, act = self.config, self.halved.at(arch), _act(self.config.act.pick(arch))
         a = wires.add("conv", "expand", (-1,), (c.inputs.at(arch), *hw), (half, *hw), act=act)
         b = wires.add("conv", "spatial", (a,), (half, *hw), (half, *hw), kernel=3, groups=half, act=act)
         out = _out(hw, c.stride)
@@ -395,4 +396,4 @@ class Ghost(Block):
         return wires.add("concat", "spatial", (a, b), (2 * half, *out), (2 * half, *out))
 
     def project_ops(self, arch: Mapping[str, int], hw: HW, wires: Wires, last: int, hidden: int, outputs: int) -> int:
-        return wires.add("conv", "project", (last,), (2 * self.half.at(arch), *hw), (outputs, *hw))
+        return wires.add("conv", "project", (last,), (2 * self.halved.at(arch), *hw), (outputs, *hw))

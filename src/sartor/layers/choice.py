@@ -34,8 +34,17 @@ class Choice:
         return len(self.options) == 1
 
     def value(self, arch: AnyArch) -> Value:
-        """Index or mixture that `arch` holds for this choice (0 if there is only one option)."""
-        return 0 if self.fixed else arch[self.name]
+        """Index or mixture that `arch` holds for this choice (0 if there is only one option).
+
+        Raises:
+            UserError: where `arch` has no entry for it.
+        """
+        if len(self.options) == 1:
+            return 0
+        try:
+            return arch[self.name]
+        except KeyError:
+            raise UserError(f"the architecture has no choice '{self.name}', which a layer reads; it has: {', '.join(arch)}") from None
 
     def support(self, arch: AnyArch) -> tuple[int, ...]:
         """Indices that take part."""
@@ -74,7 +83,6 @@ class Width:
 
     def __init__(self, scope: tuple[Choice, ...], channels: Callable[..., int]) -> None:
         self.scope = tuple(c for c in scope if not c.fixed)
-        self._all = scope
         self.table: dict[tuple[int, ...], int] = {}
         for indices in itertools.product(*(range(len(c.options)) for c in scope)):
             key = tuple(i for i, c in zip(indices, scope, strict=True) if not c.fixed)
@@ -99,6 +107,11 @@ class Width:
         """Channels to compute: the chosen count, or the largest that takes part in a mixture."""
         if not self.scope:
             return self.max
+        values: list[Any] = [c.value(arch) for c in self.scope]
+        try:  # the discrete case, which is the common one; a mixture is not hashable
+            return self.table[tuple(values)]
+        except TypeError:
+            pass
         return max(self.table[key] for key in itertools.product(*(c.support(arch) for c in self.scope)))
 
     def mask(self, arch: AnyArch) -> Tensor | None:

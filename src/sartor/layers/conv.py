@@ -121,7 +121,10 @@ class ElasticBatchNorm2d(Searchable):
 
 
 class ElasticLinear(Searchable):
-    """Linear layer whose input and output widths may be elastic."""
+    """Linear layer `(batch, inputs)` -> `(batch, outputs)` whose widths may be elastic.
+
+    The mask of a mixture of output widths acts at once, as no normalisation follows; the activation after it should map 0 to 0.
+    """
 
     def __init__(self, inputs: int | Choice | Width, outputs: int | Choice | Width) -> None:
         super().__init__()
@@ -135,7 +138,7 @@ class ElasticLinear(Searchable):
 
     def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
         outputs = self.outputs.at(arch)
-        return F.linear(x, self.weight[:outputs, : x.shape[1]], self.bias[:outputs])
+        return self.outputs.apply_mask(F.linear(x, self.weight[:outputs, : x.shape[1]], self.bias[:outputs]), arch)
 
     def extract(self, arch: Mapping[str, int]) -> nn.Linear:
         inputs, outputs = self.inputs.at(arch), self.outputs.at(arch)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from sartor.errors import UserError
 from sartor.spaces import published, small
@@ -24,17 +28,53 @@ SPACES: dict[str, Callable[[int], MobileSpec]] = {
 }
 
 
-def build(name: str, input_shape: tuple[int, int, int], classes: int) -> MobileNet:
-    """The supernet of a named space for inputs (C, H, W).
+def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Any:
+    """The supernet for inputs (C, H, W): of a named space, or ``module:attribute(input_shape, classes)`` from the user's own code.
+
+    The current folder is searched for the module. The result is a :class:`MobileNet`, a :class:`sartor.extract.Net`, or another module with
+    the same attributes.
 
     Raises:
-        UserError: for an unknown name (with the closest known one), or an input too small for the space.
+        UserError: for an unknown name (with the closest known one), an input too small for the space, or code that cannot be imported or
+            makes something else than a searchable network.
     """
+    if ":" in name:
+        return _users(name, input_shape, classes)
     if name not in SPACES:
         close = difflib.get_close_matches(name, SPACES, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"unknown space '{name}'; spaces: {', '.join(SPACES)}{hint}")
+        raise UserError(f"unknown space '{name}'; spaces: {', '.join(SPACES)}, or module:Class of your own{hint}")
     return MobileNet(SPACES[name](min(input_shape[1:])), input_shape, classes)
+
+
+def _users(name: str, input_shape: tuple[int, int, int], classes: int) -> Any:
+    module_name, _, attribute = name.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's code raises
+        raise UserError(f"space '{name}': cannot import '{module_name}' from {folder}: {type(error).__name__}: {error}") from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        offered = (
+            ", ".join(n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__) or "nothing"
+        )
+        raise UserError(f"space '{name}': '{module_name}' has nothing callable named '{attribute}'; it defines {offered}")
+    try:
+        net = factory(input_shape, classes)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"space '{name}': {attribute}({input_shape}, {classes}) failed: {type(error).__name__}: {error}") from error
+    lacking = [a for a in ("space", "extract", "costs", "factors", "extreme") if not hasattr(type(net), a) and not hasattr(net, a)]
+    if lacking:
+        raise UserError(
+            f"space '{name}': expected a network with .{lacking[0]}, got {type(net).__name__}; derive it from sartor.extract.Net"
+        )
+    return net
 
 
 __all__ = ["SPACES", "MobileNet", "MobileSpec", "Stage", "build"]

@@ -1,7 +1,7 @@
 """Mobile inverted-residual spaces and their supernet: MobileNetV3, MnasNet, ProxylessNAS, FBNet, Once-for-all, BigNAS and our own.
 
-A :class:`MobileSpec` says what is on offer; :class:`MobileNet` is the weight-sharing network over all of it. With one option everywhere it is
-a published network.
+A :class:`MobileSpec` says what is on offer; :class:`MobileNet` is the weight-sharing network over all of it. With one option everywhere
+it is a published network.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,7 +26,7 @@ from sartor.layers.base import OneOf, Searchable, activation, copy_of
 from sartor.layers.blocks import HW, BlockConfig, Hidden, _act, _out
 from sartor.layers.catalogue import KINDS
 from sartor.layers.choice import AnyArch, Choice, Width, mix
-from sartor.layers.conv import ConvBNAct, ElasticLinear
+from sartor.layers.conv import ConvBNAct, ElasticBatchNorm2d, ElasticLinear
 from sartor.layers.plain import Resize
 
 
@@ -109,7 +110,8 @@ class MobileNet(Searchable):
     def __init__(self, spec: MobileSpec, input_shape: tuple[int, int, int], classes: int) -> None:
         super().__init__()
         check_size(spec, input_shape)
-        self.spec, self.input_shape, self.classes = spec, tuple(input_shape), classes
+        self.spec, self.classes = spec, classes
+        self.input_shape: tuple[int, int, int] = (int(input_shape[0]), int(input_shape[1]), int(input_shape[2]))
         self._choices: dict[str, Choice] = {}
         self._conditions: dict[str, dict[str, list[Any]]] = {}
         self.resolution = self._choice("resolution", spec.resolutions or (0,))
@@ -130,7 +132,7 @@ class MobileNet(Searchable):
         self.hidden = ElasticLinear(width, spec.hidden) if spec.hidden else None
         self.classifier = ElasticLinear(spec.hidden or width, classes)
         for module in self.modules():
-            if hasattr(module, "eps"):
+            if isinstance(module, ElasticBatchNorm2d):
                 module.eps = spec.eps
         self.space = Space({c.name: c.options for c in self._choices.values()}, self._conditions)
 
@@ -158,6 +160,8 @@ class MobileNet(Searchable):
             shared = prefix if stage.tied else f"{prefix}.b{position}"
             own = {} if stage.tied else deeper
             kinds = tuple(k for k in offer.kinds if k != "skip" or position > 0) or offer.kinds
+            if stage.tied and tied:
+                kinds = tied["kind"].options
             unknown = [k for k in kinds if k not in KINDS]
             if unknown:
                 raise UserError(f"unknown block kind '{unknown[0]}'; kinds: {', '.join(KINDS)}")
@@ -188,7 +192,7 @@ class MobileNet(Searchable):
     def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
         """Logits `(batch, classes)`. `drop_path` is the rate of the last block; earlier ones get less, linearly."""
         size = self.resolution.pick(arch)
-        if size and size != x.shape[-1]:
+        if size and (size, size) != tuple(x.shape[-2:]):
             x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
         x = self.stem(x, arch)
         total = max(1, len(self.positions) - 1)
@@ -261,6 +265,11 @@ class MobileNet(Searchable):
     @cached_property
     def smallest(self) -> Arch:
         return self.extreme(False)
+
+    def extremes(self, rng: np.random.Generator) -> tuple[Arch, Arch]:
+        """The largest and the smallest architecture for one sandwich step, with kinds of block drawn at random, so that all are trained."""
+        kinds = {n: int(rng.choice(self.space.allowed[n])) for n in self.space.choices if n.endswith("kind")}
+        return self.extreme(True, kinds), self.extreme(False, kinds)
 
     # -- costs -------------------------------------------------------------------------------------------------------
 
@@ -392,5 +401,5 @@ def check_size(spec: MobileSpec, input_shape: tuple[int, int, int]) -> None:
         total *= stage.stride
     if min(input_shape[1:]) < total:
         raise UserError(
-            f"space '{spec.name}' halves its input down to 1/{total}, so images of at least {total} pixels are expected, got {input_shape[1:]}"
+            f"space '{spec.name}' halves its input down to 1/{total}: expected images of at least {total} pixels, got {input_shape[1:]}"
         )

@@ -1,0 +1,328 @@
+"""The user's own network: its space from its layers, its plain counterpart by tracing, and the base class that makes it searchable.
+
+A network is an ordinary torch module whose ``forward(x, arch)`` is written from sartor layers, torch layers and Python branches on `arch`.
+Nothing is declared twice: the choices are those of its layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sartor.arch import Arch, Space
+from sartor.errors import UserError
+from sartor.hardware.cost import Factor
+from sartor.hardware.graph import OpGraph
+from sartor.hardware.memory import peak_bytes
+from sartor.layers.base import ElasticDepth, OneOf, Searchable
+from sartor.layers.blocks import Hidden
+from sartor.layers.choice import Choice, Width
+from sartor.layers.ops import OpGraphs
+from sartor.layers.scopes import learn_factors
+from sartor.layers.tracing import traced
+
+Guards = dict[str, set[int]]  # choice -> option indices under which a layer runs
+
+
+def extract(net: nn.Module, arch: Mapping[str, int]) -> nn.Module:
+    """The plain torch module that computes ``net(x, arch)`` for a discrete architecture, with weights of its own.
+
+    A network with an `extract` of its own (MobileNet) uses it; any other is traced with torch.fx, so that branches on `arch` are decided
+    and every searchable layer becomes ordinary torch layers.
+
+    Raises:
+        UserError: if `forward` branches on the values of its input, or `arch` lacks a choice or holds a mixture.
+    """
+    own = getattr(net, "extract", None)
+    plain: nn.Module = own(arch) if callable(own) else traced(net, arch)
+    return plain
+
+
+def space_of(net: nn.Module) -> Space:
+    """The search space of `net`: the choices that its layers read, and those that it keeps as attributes for its own branches.
+
+    A choice that only layers inside some options of a `OneOf`, or beyond some depth of an `ElasticDepth`, read exists only where they run.
+    What Python branches decide cannot be seen: name it in a `conditions` attribute of the network, {choice: {parent: [labels]}}.
+
+    Raises:
+        UserError: if two choices of one name have different options, or there is no choice at all.
+    """
+    choices: dict[str, tuple[Any, ...]] = {}
+    places: dict[str, str] = {}
+    guards: dict[str, Guards] = {}
+    for choice, path, under in _readers(net, "", {}):
+        if choice.fixed:
+            continue
+        labels = tuple(_label(option) for option in choice.options)
+        if choice.name not in choices:
+            choices[choice.name], places[choice.name] = labels, path
+            guards[choice.name] = {parent: set(indices) for parent, indices in under.items()}
+            continue
+        if choices[choice.name] != labels:
+            here, there = path or "the network", places[choice.name] or "the network"
+            raise UserError(
+                f"choice '{choice.name}' has options {list(choices[choice.name])} in {there} but {list(labels)} in {here}; "
+                "give one of them another name"
+            )
+        known = guards[choice.name]  # the weakest condition that covers all readers
+        guards[choice.name] = {parent: known[parent] | set(indices) for parent, indices in under.items() if parent in known}
+    if not choices:
+        raise UserError(
+            f"{type(net).__name__} has no choices: build it from searchable layers, with a Choice of two or more options in some"
+        )
+    conditions: dict[str, dict[str, Sequence[Any]]] = {}
+    for name, parents in guards.items():
+        kept = {p: [choices[p][i] for i in sorted(ids)] for p, ids in parents.items() if p != name and len(ids) < len(choices[p])}
+        if kept:
+            conditions[name] = dict(kept)
+    for name, given in getattr(net, "conditions", {}).items():
+        conditions[name] = {**conditions.get(name, {}), **given}
+    return Space(choices, conditions)
+
+
+def _readers(module: nn.Module, path: str, under: Guards) -> Iterator[tuple[Choice, str, Guards]]:
+    """Every choice that `module` or a module inside reads, with the place and the guards under which it is read."""
+    for value in vars(module).values():
+        for found in value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else (value,):
+            if isinstance(found, Choice):
+                yield found, path, under
+            elif isinstance(found, Width):
+                yield from ((c, path, under) for c in found.scope)
+    if isinstance(module, Searchable):
+        yield from ((c, path, under) for c in module.choices())
+    for name, child in module.named_children():
+        inside = f"{path}.{name}" if path else name
+        if isinstance(module, OneOf) and child is module.options and not module.choice.fixed:
+            for number, option in enumerate(module.options):
+                yield from _readers(option, f"{inside}.{number}", _within(under, module.choice.name, {number}))
+        elif isinstance(module, ElasticDepth) and child is module.blocks and not module.depth.fixed:
+            for number, block in enumerate(module.blocks):
+                deeper = {i for i, depth in enumerate(module.depth.options) if depth > number}
+                yield from _readers(block, f"{inside}.{number}", _within(under, module.depth.name, deeper))
+        else:
+            yield from _readers(child, inside, under)
+
+
+def _within(under: Guards, name: str, indices: set[int]) -> Guards:
+    return {**under, name: under.get(name, indices) & indices}
+
+
+def _label(option: Any) -> Any:
+    return f"{option.channels}ch" if isinstance(option, Hidden) else option
+
+
+class Net(Searchable):
+    """Base class of a user's own searchable network.
+
+    Write ``__init__(self, input_shape, classes)`` (which calls this one with both) and ``forward(self, x, arch)`` with logits
+    `(batch, classes)`; a third argument `drop_path` is passed if `forward` takes it. Everything else follows from the layers: `space`,
+    `extract`, `largest`, `smallest`, `costs`, `factors`. Choices that `forward` itself reads are kept as attributes; `conditions` may say
+    when they exist. Call :func:`check` once on a new network.
+
+    Attributes:
+        input_shape: (C, H, W) of one image.
+        classes: number of classes.
+    """
+
+    conditions: Mapping[str, Mapping[str, Sequence[Any]]] = {}
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__()
+        self.input_shape: tuple[int, int, int] = (int(input_shape[0]), int(input_shape[1]), int(input_shape[2]))
+        self.classes = int(classes)
+        self._graphs: dict[Arch, tuple[OpGraph, int]] = {}
+
+    def __call__(self, x: torch.Tensor, arch: Mapping[str, Any], drop_path: float = 0.0) -> torch.Tensor:
+        """Logits `(batch, classes)`."""
+        out: torch.Tensor = super().__call__(x, arch, drop_path) if self._takes_drop_path else super().__call__(x, arch)
+        return out
+
+    @cached_property
+    def _takes_drop_path(self) -> bool:
+        return "drop_path" in inspect.signature(self.forward).parameters
+
+    @cached_property
+    def space(self) -> Space:
+        return space_of(self)
+
+    def extract(self, arch: Mapping[str, int]) -> nn.Module:
+        """The plain network of a discrete architecture; its batch norms must be calibrated before it is evaluated."""
+        return traced(self, self.space.canonical(arch))
+
+    # -- costs -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _op_graphs(self) -> OpGraphs:
+        return OpGraphs(copy.deepcopy(self).to("meta"), self.input_shape)
+
+    def _graph(self, arch: Mapping[str, int]) -> tuple[OpGraph, int]:
+        key = self.space.canonical(arch)
+        if key not in self._graphs:
+            if len(self._graphs) >= 20_000:
+                self._graphs.clear()
+            self._graphs[key] = self._op_graphs(key)
+        return self._graphs[key]
+
+    def graph(self, arch: Mapping[str, int]) -> OpGraph:
+        """The fused op graph of a discrete architecture: that of ``trace(self.extract(arch), self.input_shape)``."""
+        return self._graph(arch)[0]
+
+    def costs(self, arch: Mapping[str, int]) -> dict[str, float]:
+        """Parameters as in torch, multiply-accumulates, and peak bytes of int8 activations, without building the network."""
+        graph, numel = self._graph(arch)
+        return {"params": float(numel), "macs": float(graph.macs), "peak_bytes": float(peak_bytes(graph))}
+
+    def factors(self) -> list[Factor]:
+        """The ops of the network as factors over few choices each; see :func:`sartor.layers.scopes.learn_factors`."""
+        return self._factors
+
+    @cached_property
+    def _factors(self) -> list[Factor]:
+        return learn_factors(self.space, self.graph, (self.smallest, self.largest))
+
+    # -- extremes ----------------------------------------------------------------------------------------------------
+
+    def extreme(self, largest: bool, kinds: Mapping[str, int] | None = None) -> Arch:
+        """The architecture with most (or fewest) multiply-accumulates, then parameters, by coordinate ascent; `kinds` are kept fixed."""
+        sign = 1.0 if largest else -1.0
+        space, fixed = self.space, dict(kinds or {})
+
+        def score(arch: Arch) -> tuple[float, float]:
+            graph, numel = self._graph(arch)
+            return sign * graph.macs, sign * numel
+
+        best = space.canonical({name: fixed.get(name, allowed[-1 if largest else 0]) for name, allowed in space.allowed.items()})
+        improved = True
+        while improved:
+            improved = False
+            for name in space.choices:
+                for other in space.neighbours(best, only=name) if name not in fixed else ():
+                    if score(other) > score(best):
+                        best, improved = other, True
+        return best
+
+    @cached_property
+    def largest(self) -> Arch:
+        return self.extreme(True)
+
+    @cached_property
+    def smallest(self) -> Arch:
+        return self.extreme(False)
+
+
+# -- checking a user's network ---------------------------------------------------------------------------------------------
+
+
+def check(net: Net, *, archs: int = 8, batch: int = 8, seed: int = 0, tolerance: float = 1e-4) -> None:
+    """Verify on random architectures that `net` keeps the promises the search relies on; say in one sentence what is wrong.
+
+    1. no layer remembers an architecture: another forward pass in between changes nothing;
+    2. one-hot mixtures equal indices, for every choice that can be mixed;
+    3. the extracted plain network computes the same with batch statistics, shares no weights and has none that are dead;
+    4. no choice is without effect: each changes the output or the costs of some architecture.
+
+    `tolerance` is relative to the largest output. Raises UserError at the first promise that is broken.
+    """
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, *net.input_shape, generator=generator)
+    _check_layers(net)
+    training, net = net.training, net.eval()
+    try:
+        sampled = [net.space.sample(rng) for _ in range(archs)]
+        for arch in sampled:
+            _check_forward(net, x, arch, net.space.sample(rng), tolerance)
+            _check_one_hot(net, x, arch, tolerance)
+            _check_extract(net, x, arch, tolerance)
+        _check_effects(net, x, sampled)
+    finally:
+        net.train(training)
+
+
+def _check_layers(net: nn.Module) -> None:
+    for path, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"'{path}' is a {type(module).__name__} with running statistics, which many architectures cannot share; "
+                "use ElasticBatchNorm2d or ConvBNAct"
+            )
+
+
+def _run(net: Net, x: torch.Tensor, arch: Mapping[str, Any]) -> torch.Tensor:
+    with torch.no_grad():
+        return net(x, arch)
+
+
+def _differs(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
+    return a.shape != b.shape or not bool((a - b).abs().max() <= tolerance * max(1e-6, float(b.abs().max())))
+
+
+def _check_forward(net: Net, x: torch.Tensor, arch: Arch, other: Arch, tolerance: float) -> None:
+    first = _run(net, x, arch)
+    if tuple(first.shape) != (len(x), net.classes):
+        raise UserError(
+            f"{type(net).__name__}.forward must return logits of shape {(len(x), net.classes)}, got {tuple(first.shape)} at {arch}"
+        )
+    _run(net, x, other)
+    if _differs(_run(net, x, arch), first, tolerance):
+        raise UserError(f"{type(net).__name__} gives another output for the same input and architecture: it draws at random or keeps state")
+
+
+def _check_one_hot(net: Net, x: torch.Tensor, arch: Arch, tolerance: float) -> None:
+    expected = _run(net, x, arch)
+    for name in net.space.active(arch):
+        try:
+            mixed = _run(net, x, {**arch, name: {arch[name]: 1.0}})
+        except UserError:
+            continue  # a choice that an ordinary branch reads is sampled, never mixed
+        if _differs(mixed, expected, tolerance):
+            raise UserError(f"the mixture {{{arch[name]}: 1.0}} of choice '{name}' does not equal its option {arch[name]} at {arch}")
+
+
+def _check_extract(net: Net, x: torch.Tensor, arch: Arch, tolerance: float) -> None:
+    plain = net.extract(arch).eval()
+    for module in plain.modules():
+        if isinstance(module, Searchable):
+            raise UserError(
+                f"extract left a searchable {type(module).__name__} in the plain network; its own extract must return torch layers"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train()
+    out = plain(x)
+    if _differs(out.detach(), _run(net, x, arch), tolerance):
+        raise UserError(
+            f"the extracted network does not compute what {type(net).__name__}.forward computes at {arch}; compare the two layer by layer"
+        )
+    shared = {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in plain.parameters() if p.numel()}
+    if shared:
+        raise UserError(f"the extracted network shares weights with {type(net).__name__}; extract must copy them")
+    names, parameters = zip(*plain.named_parameters(), strict=True)
+    for name, grad in zip(names, torch.autograd.grad(out.square().sum(), parameters, allow_unused=True), strict=True):
+        if grad is None:
+            raise UserError(f"the extracted network has weights that nothing uses: '{name}' at {arch}")
+
+
+def _check_effects(net: Net, x: torch.Tensor, sampled: Sequence[Arch]) -> None:
+    idle = dict.fromkeys(net.space.choices, False)  # choice -> whether it was seen switched on
+    for arch in [*sampled, net.largest, net.smallest]:
+        for name in [name for name in idle if name in net.space.active(arch)]:
+            idle[name] = True
+            others = net.space.neighbours(arch, only=name)
+            if not others or any(_matters(net, x, arch, other) for other in others):
+                del idle[name]
+    ignored = next((name for name, seen in idle.items() if seen), None)
+    if ignored is not None:
+        raise UserError(f"choice '{ignored}' has no effect: {type(net).__name__}.forward ignores it; use it or take it away")
+
+
+def _matters(net: Net, x: torch.Tensor, arch: Arch, other: Arch) -> bool:
+    if [op.signature for op in net.graph(arch)] != [op.signature for op in net.graph(other)]:
+        return True
+    return not torch.equal(_run(net, x, arch), _run(net, x, other))
