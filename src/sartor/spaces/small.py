@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sartor.layers.choice import make_divisible
 from sartor.spaces.mobile import MobileSpec, Stage
 
@@ -42,7 +44,7 @@ def _tiny() -> MobileSpec:
 def catalogue(size: int) -> MobileSpec:
     """Every kind of the edge block catalogue, chosen for each block, with every activation: wide rather than quick."""
     kinds = ("mbconv", "mbconv_g2", "fused", "basic", "conv", "sep5as33", "ghost", "dense", "maxpool", "avgpool", "skip")
-    offer = {"acts": ("relu", "relu6", "hardswish"), "ses": (False, True), "tied": False}
+    offer: dict[str, Any] = {"acts": ("relu", "relu6", "hardswish"), "ses": (False, True), "tied": False}
     widths = ((16, 24), (24, 32), (48, 64))
     count = 2 if size < 16 else 3
     stages = tuple(Stage(w, (1, 2), 1 if i == 0 else 2, kinds, (3, 5), (1, 2, 4), **offer) for i, w in enumerate(widths[:count]))
