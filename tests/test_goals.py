@@ -166,6 +166,11 @@ def test_a_metric_that_is_not_there_is_the_worst(name: str, value: float | None)
         assert GOALS.values(metrics)[GOALS.objectives.index(name)] == math.inf
 
 
+def test_a_missing_objective_is_infeasible_without_any_limit() -> None:
+    goals = Goals(("accuracy", "latency_ms"))
+    assert goals.violation({"accuracy": 0.5}) == math.inf and goals.violation({"accuracy": 0.5, "latency_ms": 1.0}) == 0.0
+
+
 def test_table_of_trials() -> None:
     trials = [Trial(0, Arch({}), KEPT), Trial(1, Arch({}), {}, status="failed", error="x")]
     values, violations = GOALS.table(trials)

@@ -90,6 +90,7 @@ def test_a_restricted_space_reads_what_lies_in_it(tmp_path: Path) -> None:
     with bound(tmp_path / "h.sqlite") as store:
         for i in range(SPACE.size):
             store.add(Trial(i, SPACE.at(i), {}))
+        assert [trial.arch for trial in store.trials()] == list(SPACE)
         inside = [trial.arch for trial in store.trials(small)]
     assert inside == [arch for arch in SPACE if arch in small] and len(inside) == small.size
 
