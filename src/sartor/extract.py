@@ -208,6 +208,22 @@ class Net(Searchable):
                         best, improved = other, True
         return best
 
+    def extremes(self, rng: np.random.Generator) -> tuple[Arch, Arch]:
+        """The largest and the smallest architecture for one sandwich step, with named options (labels that are text) drawn at random."""
+        drawn = {
+            name: int(rng.choice(self.space.allowed[name]))
+            for name, options in self.space.choices.items()
+            if all(isinstance(option, str) for option in options)
+        }
+        found = []
+        for extreme, end in ((self.largest, -1), (self.smallest, 0)):
+            on = self.space.active(
+                extreme
+            )  # what an extreme has switched off, and a drawn option may switch on, takes its last or first option
+            values = {name: extreme[name] if name in on else allowed[end] for name, allowed in self.space.allowed.items()}
+            found.append(self.space.canonical({**values, **drawn}))
+        return found[0], found[1]
+
     @cached_property
     def largest(self) -> Arch:
         return self.extreme(True)

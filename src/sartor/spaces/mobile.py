@@ -19,15 +19,15 @@ from torch.nn import functional as F
 
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
-from sartor.hardware.cost import CostModel, Factor
-from sartor.hardware.graph import Op, OpGraph
-from sartor.hardware.memory import peak_bytes
+from sartor.hardware.cost import Factor
+from sartor.hardware.graph import Op
 from sartor.layers.base import OneOf, Searchable, activation, copy_of
 from sartor.layers.blocks import HW, BlockConfig, Hidden, _act, _out
 from sartor.layers.catalogue import KINDS
 from sartor.layers.choice import AnyArch, Choice, Width, mix
 from sartor.layers.conv import ConvBNAct, ElasticBatchNorm2d, ElasticLinear
 from sartor.layers.plain import Resize
+from sartor.spaces.costs import ChainCosts, Part
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,6 @@ class MobileSpec:
     eps: float = 1e-5
     gate: str = "hardsigmoid"
     se_from: str = "hidden"
-
-
-class _Zeros(dict[str, int]):
-    """An architecture of which only some choices are known; the others cannot matter."""
-
-    def __missing__(self, name: str) -> int:
-        return 0
 
 
 @dataclass
@@ -283,8 +276,8 @@ class MobileNet(Searchable):
                 hw = _out(hw, earlier.stride)
         return hw
 
-    def _units(self) -> Iterator[tuple[tuple[Choice, ...], dict[str, tuple[Choice, ...]], Any]]:
-        """Parts in order: (choices all its ops depend on, role -> further choices, ops of a discrete architecture)."""
+    def _parts(self) -> Iterator[Part]:
+        """Stem, block positions, head."""
         picture = (self.resolution, self.stem_stride)
         stem = self.stem.conv.outputs
 
@@ -302,7 +295,7 @@ class MobileNet(Searchable):
                 Op("conv", (channels, height, width), shape, kernel=3, stride=stride, act=_act(self.spec.stem_act), name="stem"),
             ]
 
-        yield picture, {"resize": (), "stem": stem.scope}, stem_ops
+        yield Part(picture, {"resize": (), "stem": stem.scope}, stem_ops)
         for position in self.positions:
             roles: dict[str, dict[str, Choice]] = {}
             for module in position.modules.values():
@@ -314,7 +307,8 @@ class MobileNet(Searchable):
                     return []
                 return position.block(arch).ops(arch, self._hw(arch, position.stage, position.number))  # type: ignore[no-any-return]
 
-            yield (*picture, position.depth, position.kind), {r: tuple(s.values()) for r, s in roles.items()}, block_ops
+            shapeless = frozenset(name for name in self._choices if name.endswith((".kernel", ".act")))
+            yield Part((*picture, position.depth, position.kind), {r: tuple(s.values()) for r, s in roles.items()}, block_ops, shapeless)
         last = self.positions[-1]
 
         def head_ops(arch: Mapping[str, int]) -> list[Op]:
@@ -334,53 +328,28 @@ class MobileNet(Searchable):
         head_scope = self.head.conv.outputs.scope if self.head is not None else ()
         final = head_scope or self._stage_width.scope
         scopes = {"head": (*self._stage_width.scope, *head_scope), "pool": final, "hidden": final, "classifier": final}
-        yield picture, scopes, head_ops
+        yield Part(picture, scopes, head_ops)
 
     @property
     def _stage_width(self) -> Width:
         stage = len(self.spec.stages)
         return Width.of(Choice(f"s{stage}.width", self.spec.stages[-1].widths))
 
+    @cached_property
+    def _chain(self) -> ChainCosts:
+        return ChainCosts(self._parts())
+
     def factors(self) -> list[Factor]:
         """Fused operations as factors over few choices each: what the latency table and every other cost sums over."""
-        found: list[Factor] = []
-        for common, roles, ops in self._units():
-            for role, scope in roles.items():
-                names = tuple(dict.fromkeys(c.name for c in (*common, *scope) if not c.fixed))
-
-                def of(indices: tuple[int, ...], names: tuple[str, ...] = names, role: str = role, ops: Any = ops) -> tuple[Op, ...]:
-                    return tuple(op for op in ops(_Zeros(zip(names, indices, strict=True))) if op.name == role)
-
-                found.append(Factor(names, of))
-        return found
-
-    @cached_property
-    def _cost_models(self) -> dict[str, CostModel]:
-        factors = self.factors()
-        numel = CostModel(
-            factors, lambda op: op.params + (op.out_shape[0] if op.kind == "conv" else 0)
-        )  # batch norm has two numbers a channel
-        return {"params": numel, "macs": CostModel(factors, lambda op: op.macs)}
-
-    @cached_property
-    def _peaks(self) -> dict[tuple[int, tuple[int, ...]], int]:
-        return {}
+        return self._chain.factors
 
     def costs(self, arch: Mapping[str, int]) -> dict[str, float]:
-        """Parameters as in torch, multiply-accumulates, and peak bytes of int8 activations, without building the network."""
-        peak = 0
-        for number, (common, roles, ops) in enumerate(self._unit_list):
-            names = dict.fromkeys(c.name for c in (*common, *itertools.chain(*roles.values())) if not c.fixed)
-            key = number, tuple(arch[name] for name in names)
-            if key not in self._peaks:
-                found = ops(arch)
-                self._peaks[key] = peak_bytes(OpGraph(tuple(found), found[0].in_shape)) if found else 0
-            peak = max(peak, self._peaks[key])
-        return {**{name: float(model(arch)) for name, model in self._cost_models.items()}, "peak_bytes": float(peak)}
+        """Parameters as in torch, multiply-accumulates, and peak bytes of int8 activations, without building the network.
 
-    @cached_property
-    def _unit_list(self) -> list[Any]:
-        return list(self._units())
+        Raises:
+            UserError: if a choice is missing or is a mixture.
+        """
+        return self._chain(arch)
 
 
 def _size_of(label: Any) -> float:

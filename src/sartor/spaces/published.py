@@ -122,10 +122,10 @@ def fbnet_space() -> MobileSpec:
 
 
 def fit_to(spec: MobileSpec, size: int, smallest_map: int = 4) -> MobileSpec:
-    """Drop the earliest strides until the last feature map of a `size` pixel image has `smallest_map` pixels: the usual change for small images."""
+    """Drop the earliest strides until the last feature map of a `size` pixel image has `smallest_map` pixels: usual for small images."""
     strides = [min(spec.stem_strides), *(stage.stride for stage in spec.stages)]
     number = 0
-    while size // _product(strides) < smallest_map and number < len(strides):
+    while -(-size // _product(strides)) < smallest_map and number < len(strides):
         strides[number] = 1
         number += 1
     stages = tuple(replace(stage, stride=s) for stage, s in zip(spec.stages, strides[1:], strict=True))
