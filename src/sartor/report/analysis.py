@@ -167,14 +167,14 @@ def predictions(result: Record) -> list[Prediction]:
 
 
 def prediction_words(found: Sequence[Prediction]) -> str:
-    """How well one metric was predicted: mean absolute error, bias, and rank agreement (Kendall's tau-b) from four networks on."""
+    """How well one metric was predicted: mean absolute relative error, bias, and rank agreement (Kendall's tau-b) from four networks on."""
     errors = [p.error for p in found if p.error is not None]
     pairs = [(p.predicted, p.measured) for p in found if p.measured is not None]
     if not errors:
         return NOT_MEASURED
     noun = "network" if len(errors) == 1 else "networks"
     parts = [
-        f"mean absolute error {np.mean(np.abs(errors)) * 100:.1f} % over {len(errors)} {noun}",
+        f"mean absolute relative error {np.mean(np.abs(errors)) * 100:.1f} % over {len(errors)} {noun}",
         f"bias {percent(float(np.mean(errors)))}",
     ]
     if len(pairs) >= 4:

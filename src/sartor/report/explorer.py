@@ -50,9 +50,9 @@ KINDS = {"search": "searched", "baseline": "hand-designed", "control": "random c
 
 
 def metrics_present(result: Record) -> list[str]:
-    """The metrics that at least one network has, in the order of display, then those unknown to the display."""
+    """The metrics that at least one network has, in the order of display, then those unknown to it; the p10 of latency serves no choice."""
     everyone = [*searched(result), *rivals(result)]
-    extra = sorted({str(key) for m in everyone for key in mapping(m.get("metrics"))} - set(DISPLAY))
+    extra = sorted({str(key) for m in everyone for key in mapping(m.get("metrics"))} - set(DISPLAY) - {"latency_ms_p10"})
     return [key for key in (*DISPLAY, *extra) if any(metric_value(m, key) is not None for m in everyone)]
 
 
@@ -82,6 +82,7 @@ def page_data(result: Record, trials: Sequence[Mapping[str, Any]] | None, choice
                 "arch": {str(k): str(v) for k, v in mapping(model.get("arch")).items()},
                 "layers": records(model.get("layers")),
                 "training": mapping(model.get("training")),
+                "tested": bool(mapping(model.get("test"))),
             }
         )
     curve = hypervolume_curve(result, trials)
@@ -124,8 +125,8 @@ def links(model: Record, run_dir: Path) -> list[dict[str, str]]:
     ]
 
 
-def explorer(result: Record, choices: Sequence[Decision]) -> Html:
-    """The sections "choose" and "network"; complete without a script but for the charts."""
+def explorer(result: Record, choices: Sequence[Decision], run_dir: Path) -> Html:
+    """The sections "choose" and "network"; without a script, the picture of the front in `run_dir` stands for the chart."""
     keys = metrics_present(result)
     if not networks(result):
         nothing = section("choose", "Choose a network", tag("p", "There is no network to show yet."))
@@ -138,7 +139,11 @@ def explorer(result: Record, choices: Sequence[Decision]) -> Html:
         role="img",
         aria_label="Networks by two metrics; the table below holds the same figures",
     )
-    parts = [_presets(choices), _axes(result, keys), chart, _filters(keys, bool(limits(result))), _models(result, keys)]
+    picture = tag(
+        "img", src="plots/pareto.png", alt="Networks by the first two objectives; the table below holds the figures", class_="still"
+    )
+    still = tag("noscript", picture) if (run_dir / "plots" / "pareto.png").is_file() else Html("")
+    parts = [_presets(choices), _axes(result, keys), chart, still, _filters(keys, bool(limits(result))), _models(result, keys)]
     one = tag(
         "div", tag("p", "Choose a network in the chart or in the table to see its layers.", class_="note"), id="details", aria_live="polite"
     )

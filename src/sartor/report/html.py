@@ -19,12 +19,13 @@ from sartor.report.decisions import decisions
 from sartor.report.explorer import explorer, page_data
 from sartor.report.files import write_atomically
 from sartor.report.markup import Html, finite, join, json_block, section, tag
+from sartor.report.plots import write_plots
 
 SCRIPTS = ("charts.js", "explore.js")
 
 
 def write_report(run_dir: Path | str, result: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] | None = None) -> Path:
-    """Write ``report.html`` and ``plotly.min.js`` into the run folder.
+    """Write ``report.html``, ``plotly.min.js`` and the pictures (:func:`sartor.report.plots.write_plots`) into the run folder.
 
     Args:
         run_dir: the run folder; created if absent. Only model files that already lie in it are linked, so write them first.
@@ -43,6 +44,7 @@ def write_report(run_dir: Path | str, result: Mapping[str, Any], trials: Sequenc
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_plotly(folder)
+        write_plots(folder, finite(result), trials)
         target = folder / "report.html"
         write_atomically(target, page(result, trials, folder).encode("utf-8"))
     except OSError as error:
@@ -56,7 +58,7 @@ def page(result: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] | None =
     choices = decisions(clean)
     parts = [
         sections.summary(clean, choices),
-        explorer(clean, choices),
+        explorer(clean, choices, Path(run_dir)),
         sections.against_ladder(clean),
         sections.predicted(clean),
         sections.trade_offs(clean),

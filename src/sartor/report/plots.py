@@ -92,6 +92,7 @@ def _canvas(width: float, height: float, axes: int = 1) -> Iterator[tuple[Figure
             "font.family": ["DejaVu Sans"],  # comes with matplotlib, so that pictures do not depend on the machine's fonts
             "font.size": 11,
             "axes.grid": True,
+            "axes.axisbelow": True,
             "grid.color": "#DDDDDD",
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -120,9 +121,9 @@ def _points(models: Sequence[Record], x: str, y: str) -> tuple[list[Record], np.
     return [m for m, _, _ in known], values
 
 
-def _plain(text: str) -> str:
-    """`text` without mathematics: matplotlib would read what stands between two dollar signs."""
-    return text.replace("$", r"\$")
+def _plain(text: str, longest: int = 40) -> str:
+    """`text` cut to a label's length and without mathematics: matplotlib would read what stands between two dollar signs."""
+    return (text if len(text) <= longest else f"{text[: longest - 1]}…").replace("$", r"\$")
 
 
 def pareto_png(result: Record, trials: Sequence[Mapping[str, Any]] | None = None) -> bytes | None:

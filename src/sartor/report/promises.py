@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sartor.report.values import (
+    NO_BREAK,
     NOT_MEASURED,
     Record,
     count,
@@ -18,7 +19,6 @@ from sartor.report.values import (
     name_of,
     number,
     objectives,
-    percent,
     records,
     searched,
     show,
@@ -114,12 +114,16 @@ def asked(result: Record) -> str:
     details = ", ".join(sizes)
     task = f"for {data.get('name') or 'an unnamed data set'}" + (f" ({details})" if details else "")
     wish = joined(display(metric).best for metric in objectives(result))
-    bounds = [limit_words(*limit) for limit in limits(result)]
-    bounds = [words[0].lower() + words[1:] if not words.startswith("MAC") else words for words in bounds]
+    bounds = [_inside(limit_words(*limit)) for limit in limits(result)]
     condition = f", with {joined(bounds)}" if bounds else ", with no limit"
     where = f" on {device['name']}" if device.get("name") else ""
     precision = f" ({device['precision']})" if device.get("precision") else ""
     return f"Networks {task} of {wish}{where}{precision}{condition}."
+
+
+def _inside(words: str) -> str:
+    """`words` as they stand inside a sentence: small first letter, but for an acronym."""
+    return words if words[1:2].isupper() else words[:1].lower() + words[1:]
 
 
 def delivered(result: Record) -> str:
@@ -170,7 +174,7 @@ def closest(result: Record) -> str | None:
         return None
     model = min(ranked, key=lambda pair: pair[0])[1]
     misses = joined(
-        f"{limit_words(*limit)} against {show(limit[0], c.value)} measured ({percent(-c.slack)} beyond the limit)"
+        f"{_inside(limit_words(*limit))}: {show(limit[0], c.value)} measured ({-c.slack * 100:.1f}{NO_BREAK}% beyond the limit)"
         for limit, c in zip(limits(result), checks(model, result), strict=True)
         if c.verdict == "broken" and c.slack is not None
     )

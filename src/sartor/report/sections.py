@@ -34,6 +34,9 @@ BANNERS = {
 }
 
 
+NOT_TESTED = "of the exported file on validation data, not tested yet"
+
+
 def banner(result: Record) -> Html:
     """A warning above everything else when the run is not complete."""
     status = str(result.get("status") or "partial")
@@ -134,12 +137,11 @@ def against_ladder(result: Record) -> Html:
         kind = "random control" if rival.get("origin") == "control" else "hand-designed"
         rows.append([name_of(rival), kind, *(show(n, metric_value(rival, n)) for n in objectives(result)), by])
     numeric = range(2, 2 + len(objectives(result)))
-    headers = ["Network", "Kind", *(display(n).label for n in objectives(result)), "Beaten in every objective by"]
+    headers = ["Network", "Kind", *(display(n).label for n in objectives(result)), "Beaten by"]
     ladder = (
         table("Networks the search is compared with", headers, rows, numeric=numeric) if rows else tag("p", "No baseline was measured.")
     )
-    mark = {"won": "won", "lost": "lost", "level": "level", "unmeasured": NOT_MEASURED}[found.verdict]
-    words = tag("p", verdict_mark(found.verdict, mark), ". ", found.words)
+    words = tag("p", verdict_mark(found.verdict, ""), found.words)
     note = tag(
         "p",
         "Hypervolume is the area between a front and the reference point: larger is better, and one number hides where along the front "
@@ -224,6 +226,7 @@ def how_measured(result: Record) -> Html:
     processor = f" ({device['cpu']})" if device.get("cpu") else ""
     classes = strings(data.get("classes"))
     named = joined(classes) if len(classes) <= 30 else f"{', '.join(classes[:10])} and {len(classes) - 10:,} more"
+    tested = any(mapping(m.get("test")) for m in everyone)
     runs = [r for m in everyone if (r := number(mapping(m.get("latency")).get("runs"))) is not None]
     splits = [f"{s} {n:,.0f}" for s in ("train", "validation", "test") if (n := number(data.get(s))) is not None]
     rows = [
@@ -239,8 +242,10 @@ def how_measured(result: Record) -> Html:
         ["Statistic", "median (p50) with its confidence interval; p10 and p90 beside it"],
         ["Data", f"{data.get('name') or 'unnamed'}: images {joined(splits)}" if splits else NOT_MEASURED],
         ["Classes", named or NOT_MEASURED],
-        ["Accuracy", "of the exported file, on test data that was read once, at the end"],
+        ["Accuracy", "of the exported file, on test data that was read once, at the end" if tested else NOT_TESTED],
     ]
+    untested = [name_of(m) for m in everyone if not mapping(m.get("test"))]
+    validated = tag("p", f"{NOT_TESTED.capitalize()}: {joined(untested)}.", class_="banner") if tested and untested else Html("")
     noisy = [name_of(m) for m in everyone if mapping(m.get("latency")).get("noisy")]
     warning = tag(
         "p",
@@ -252,7 +257,9 @@ def how_measured(result: Record) -> Html:
     unknown = [name_of(m) for m in everyone if latency_interval(m) is None]
     silent = tag("p", f"Latency interval {NOT_MEASURED} for: {joined(unknown)}.") if unknown else Html("")
     calm = tag("p", "No measurement was flagged as noisy.") if runs else Html("")
-    return section("how", "How it was measured", table("Conditions", ["What", "Value"], rows), warning if noisy else calm, silent)
+    return section(
+        "how", "How it was measured", table("Conditions", ["What", "Value"], rows), warning if noisy else calm, silent, validated
+    )
 
 
 def phases(result: Record) -> Html:

@@ -15,6 +15,7 @@ const KINDS = {
 
 const known = (value) => typeof value === "number" && Number.isFinite(value);
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+const short = (text) => (text.length > 40 ? `${text.slice(0, 39)}…` : text);
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 function significant(value, digits = 3) {
@@ -117,7 +118,7 @@ function netTraces(kind, nets, x, y, scale) {
   };
   traces.push({
     type: "scatter", mode: nets.length <= 20 ? "markers+text" : "markers", name: KINDS[kind].label, x: at(nets, x), y: at(nets, y),
-    customdata: nets.map((net) => net.id), text: nets.map((net) => plain(net.name)), textposition: side.join(" "), textfont: { size: 11, color: look.color },
+    customdata: nets.map((net) => net.id), text: nets.map((net) => plain(short(net.name))), textposition: side.join(" "), textfont: { size: 11, color: look.color },
     hovertext: nets.map((net) => hover(net, x, y)), hovertemplate: "%{hovertext}<extra></extra>",
     marker: { ...look, size: 10, symbol: KINDS[kind].symbol, line: { color: color("page"), width: 1 } },
     error_x: bars(x), error_y: bars(y),
@@ -174,7 +175,7 @@ function drawLayers(element, net) {
   const layers = net.layers.filter((layer) => known(cost(layer)));
   element.style.height = `${Math.max(10, Math.min(layers.length * 1.35, 200) + 5)}rem`;
   // Numbered, because names may repeat and plotly would draw namesakes on one line.
-  const names = layers.map((layer, i) => plain(`${i + 1}  ${layer.name || layer.kind || "layer"}`));
+  const names = layers.map((layer, i) => plain(short(`${i + 1}  ${layer.name || layer.kind || "layer"}`)));
   const unit = timed ? "µs" : "MACs";
   return draw(element, [{
     type: "bar", orientation: "h", y: names, x: layers.map(cost), marker: { color: color("search") },

@@ -107,7 +107,8 @@ function details(net) {
   const fact = (title, text) => facts.push(element("dt", title), element("dd", text));
   for (const [key, metric] of METRICS) {
     let text = show(key, net.values[key]);
-    if (key === "accuracy" && known(net.accuracyError)) text += ` (± ${(net.accuracyError * 100).toFixed(2)} points, 95 % interval of the test sample)`;
+    if (key === "accuracy" && !net.tested) text += " on validation data; not tested yet";
+    else if (key === "accuracy" && known(net.accuracyError)) text += ` (± ${(net.accuracyError * 100).toFixed(2)} points, 95 % interval of the test sample)`;
     if (key === "latency_ms" && net.interval) text += ` (interval of the median ${net.interval.map((v) => significant(v)).join("–")} ms)`;
     fact(metric.label, text);
   }
