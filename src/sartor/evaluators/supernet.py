@@ -33,7 +33,8 @@ class SupernetEvaluator:
 
     Args:
         calibration: number of training images for batch normalisation.
-        images: number of validation images (a seeded subset; the same for all architectures); None for all.
+        images: number of validation images, a seeded subset that is the same for all architectures (1000: a standard error of about one
+            point at 90 %, less between two nets, whose errors coincide); None for all.
         batch: images per forward pass; 64 keeps the activations of small nets in the cache and is the fastest on CPUs.
 
     Raises:
@@ -46,7 +47,7 @@ class SupernetEvaluator:
         data: TrainingData,
         *,
         calibration: int = 512,
-        images: int | None = None,
+        images: int | None = 1000,
         batch: int = 64,
         channels_last: bool = True,
         seed: int = 0,
