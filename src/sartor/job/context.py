@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Job:
 
     @cached_property
     def table(self) -> LatencyTable:
-        return LatencyTable(table_path(self.identity), self.identity, quantize=quantize)
+        return LatencyTable(table_path(self.identity), self.identity, quantize=partial(quantize, method="minmax"))
 
     @cached_property
     def device(self) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _ops(job: Job, arch: Mapping[str, int]) -> list[Op]:
 def _calibrate(job: Job) -> dict[str, Any]:
     """Export and measure networks spread over the predicted latencies; weights do not matter for time."""
     rng = job.rng(2)
-    pool = sorted({job.net.space.sample(rng) for _ in range(200)}, key=lambda a: job.predicted(a)["latency_ms"])
+    pool = sorted(dict.fromkeys(job.net.space.sample(rng) for _ in range(200)), key=lambda a: job.predicted(a)["latency_ms"])
     count = int(np.clip(job.plan.calibrate / 2.5, 8, 30))
     picked = [pool[int(i)] for i in np.linspace(0, len(pool) - 1, min(count, len(pool)))]
     pairs = []
@@ -76,7 +76,8 @@ def _calibrate(job: Job) -> dict[str, Any]:
             job.progress("calibrate table", number, len(picked))
             module = job.net.extract(arch).eval()
             file = job.export(module, Path(folder), quick=True)
-            pairs.append((trace(module, job.data.input_shape), job.clock(file, 0.3).p50))
+            clock = job.clock(file, 0.3)
+            pairs.append((trace(module, job.data.input_shape), clock.quiet or clock.p50))
         job.progress("calibrate table", len(picked), len(picked))
     if len(pairs) < 4:
         return {}
@@ -149,7 +150,8 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
     with job.state.timing("screen"):
         predictor = _learn(job, accuracy)
         rng = job.rng(4)
-        pool = list({job.net.space.sample(rng) for _ in range(job.plan.screened)} | {job.net.largest, job.net.smallest})
+        draws = (job.net.space.sample(rng) for _ in range(job.plan.screened))
+        pool = list(dict.fromkeys([job.net.largest, job.net.smallest, *draws]))  # no set: its order changes from process to process
         guesses: list[dict[str, float]] = []
         means, _ = predictor.predict(job.net.space.encode(pool))
         for number, (arch, mean) in enumerate(zip(pool, means, strict=True)):

@@ -1,0 +1,122 @@
+"""The parts of the main job that need no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sartor import pareto
+from sartor.arch import Arch
+from sartor.errors import UserError
+from sartor.goals import Goals
+from sartor.job.conclude import comparison
+from sartor.job.context import Job, timings
+from sartor.job.finish import choose
+from sartor.job.limits import attainable, check_attainable, cheapest
+from sartor.job.plan import Plan
+from sartor.job.state import State, write_json
+from sartor.request import SearchRequest
+from sartor.trial import Trial
+
+
+def _trial(number: int, accuracy: float, latency_ms: float, status: str = "complete") -> Trial:
+    metrics = {"accuracy": accuracy, **timings(latency_ms)} if status == "complete" else {}
+    return Trial(number, Arch({"a": number}), metrics, status)  # type: ignore[arg-type]
+
+
+@given(st.floats(0.1, 1000), st.booleans(), st.booleans())
+def test_the_plan_fits_into_the_time_and_gives_the_ladder_as_much_training(minutes: float, baselines: bool, from_scratch: bool) -> None:
+    plan = Plan.of(minutes, baselines=baselines, from_scratch=from_scratch)
+    finish = plan.finish * (2 if from_scratch else 1)
+    total = plan.first + plan.calibrate + plan.supernet + plan.screen + plan.explore + finish + plan.ladder
+    assert total <= 60 * minutes
+    assert plan.ladder == pytest.approx(plan.supernet + plan.finish if baselines else 0.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 0.99), st.floats(0.01, 10)), min_size=1, max_size=30), st.integers(1, 6))
+def test_chosen_nets_are_feasible_start_with_the_most_accurate_and_keep_everything_in_reserve(points: list[tuple[float, float]], count: int) -> None:
+    goals = Goals.parse(["accuracy", "latency_ms"], ["latency_ms<=5"])
+    trials = [_trial(i, a, t) for i, (a, t) in enumerate(points)]
+    trials.append(_trial(len(points), 0, 0, "failed"))
+    found = choose(trials, goals, count)
+    feasible = [t for t in trials if t.status == "complete" and t.metrics["latency_ms"] <= 5]
+    assert sorted(t.number for t in found) == sorted(t.number for t in feasible)
+    if found:
+        assert found[0].metrics["accuracy"] == max(t.metrics["accuracy"] for t in feasible)
+        ranks = pareto.ranks(np.array([goals.values(t.metrics) for t in found]))
+        front = int((ranks == ranks.min()).sum())
+        assert (ranks[: min(count, front)] == ranks.min()).all()
+
+
+def test_chosen_nets_spread_over_the_front() -> None:
+    goals = Goals.parse(["accuracy", "latency_ms"], [])
+    trials = [_trial(i, 0.5 + 0.4 * i / 40, 0.1 * 1.1**i) for i in range(41)]
+    latencies = sorted(t.metrics["latency_ms"] for t in choose(trials, goals, 5)[:5])
+    assert latencies[-1] / latencies[0] > 5
+    assert min(b / a for a, b in zip(latencies, latencies[1:], strict=False)) > 1.2
+
+
+def test_state_survives_and_refuses_what_is_none(tmp_path: Path) -> None:
+    state = State(tmp_path / "state.json")
+    with state.timing("table"):
+        pass
+    state.put("table", {"entries": 3})
+    again = State(tmp_path / "state.json")
+    assert "table" in again and again["table"] == {"entries": 3} and again.seconds["table"] >= 0
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(UserError, match="start a new run"):
+        State(tmp_path / "state.json")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_json(tmp_path / "file" / "x.json", {})
+
+
+def test_comparison_is_measured_against_the_ladder() -> None:
+    def record(name: str, accuracy: float, latency_ms: float) -> dict[str, object]:
+        return {"name": name, "metrics": {"accuracy": accuracy, "latency_ms": latency_ms}}
+
+    found = comparison([record("s", 0.9, 1.0), record("t", 0.8, 0.1)], [record("b", 0.9, 2.0), record("c", 0.7, 1.0)])
+    assert found["speedup_at_ladder_best"] == 2.0
+    assert found["ladder_best"]["name"] == "b"
+    # reference (0.7, 2.1): search 0.2 * 1.1 + 0.1 * 0.9, ladder 0.2 * 0.1
+    assert found["hypervolume"]["search"] == pytest.approx(0.2 * 1.1 + 0.1 * 0.9)
+    assert found["hypervolume"]["ladder"] == pytest.approx(0.2 * 0.1)
+    slower = comparison([record("s", 0.6, 1.0)], [record("b", 0.9, 2.0)])
+    assert slower["speedup_at_ladder_best"] is None and slower["hypervolume"]["search"] == 0.0
+
+
+def test_the_cheapest_net_is_found_and_impossible_limits_are_refused_with_the_attainable_figure(request_for: Callable[..., SearchRequest]) -> None:
+    for field, bound in (("peak_bytes", 100), ("params", 500), ("macs", 1000), ("latency_ms", 1e-4), ("throughput", 1e9)):
+        sign = ">=" if field == "throughput" else "<="
+        job = Job(request_for(limits=[f"{field}{sign}{bound:f}"]), Path("unused"))
+        job.__dict__["state"] = _Memory()
+        with pytest.raises(UserError, match="out of reach.*attains") as caught:
+            check_attainable(job)
+        assert field in str(caught.value)
+    job = Job(request_for(limits=["params<=2000"]), Path("unused"))
+    job.__dict__["state"] = _Memory()
+    best = cheapest(job, lambda arch: job.net.costs(arch)["params"])
+    rng = np.random.default_rng(0)
+    assert job.net.costs(best)["params"] <= min(job.net.costs(job.net.space.sample(rng))["params"] for _ in range(300))
+    assert attainable(job, job.goals.limits[0]) == job.net.costs(best)["params"]
+    check_attainable(job)
+
+
+class _Memory(dict[str, object]):
+    """A state that is not written."""
+
+    def put(self, phase: str, facts: object = True) -> None:
+        self[phase] = facts
