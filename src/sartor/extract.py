@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,14 +21,11 @@ from sartor.errors import UserError
 from sartor.hardware.cost import Factor
 from sartor.hardware.graph import OpGraph
 from sartor.hardware.memory import peak_bytes
-from sartor.layers.base import ElasticDepth, OneOf, Searchable
-from sartor.layers.blocks import Hidden
-from sartor.layers.choice import Choice, Width
+from sartor.layers.base import Searchable
+from sartor.layers.discover import space_of
 from sartor.layers.ops import OpGraphs
 from sartor.layers.scopes import learn_factors
 from sartor.layers.tracing import traced
-
-Guards = dict[str, set[int]]  # choice -> option indices under which a layer runs
 
 
 def extract(net: nn.Module, arch: Mapping[str, int]) -> nn.Module:
@@ -43,79 +40,6 @@ def extract(net: nn.Module, arch: Mapping[str, int]) -> nn.Module:
     own = getattr(net, "extract", None)
     plain: nn.Module = own(arch) if callable(own) else traced(net, arch)
     return plain
-
-
-def space_of(net: nn.Module) -> Space:
-    """The search space of `net`: the choices that its layers read, and those that it keeps as attributes for its own branches.
-
-    A choice that only layers inside some options of a `OneOf`, or beyond some depth of an `ElasticDepth`, read exists only where they run.
-    What Python branches decide cannot be seen: name it in a `conditions` attribute of the network, {choice: {parent: [labels]}}.
-
-    Raises:
-        UserError: if two choices of one name have different options, or there is no choice at all.
-    """
-    choices: dict[str, tuple[Any, ...]] = {}
-    places: dict[str, str] = {}
-    guards: dict[str, Guards] = {}
-    for choice, path, under in _readers(net, "", {}):
-        if choice.fixed:
-            continue
-        labels = tuple(_label(option) for option in choice.options)
-        if choice.name not in choices:
-            choices[choice.name], places[choice.name] = labels, path
-            guards[choice.name] = {parent: set(indices) for parent, indices in under.items()}
-            continue
-        if choices[choice.name] != labels:
-            here, there = path or "the network", places[choice.name] or "the network"
-            raise UserError(
-                f"choice '{choice.name}' has options {list(choices[choice.name])} in {there} but {list(labels)} in {here}; "
-                "give one of them another name"
-            )
-        known = guards[choice.name]  # the weakest condition that covers all readers
-        guards[choice.name] = {parent: known[parent] | set(indices) for parent, indices in under.items() if parent in known}
-    if not choices:
-        raise UserError(
-            f"{type(net).__name__} has no choices: build it from searchable layers, with a Choice of two or more options in some"
-        )
-    conditions: dict[str, dict[str, Sequence[Any]]] = {}
-    for name, parents in guards.items():
-        kept = {p: [choices[p][i] for i in sorted(ids)] for p, ids in parents.items() if p != name and len(ids) < len(choices[p])}
-        if kept:
-            conditions[name] = dict(kept)
-    for name, given in getattr(net, "conditions", {}).items():
-        conditions[name] = {**conditions.get(name, {}), **given}
-    return Space(choices, conditions)
-
-
-def _readers(module: nn.Module, path: str, under: Guards) -> Iterator[tuple[Choice, str, Guards]]:
-    """Every choice that `module` or a module inside reads, with the place and the guards under which it is read."""
-    for value in vars(module).values():
-        for found in value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else (value,):
-            if isinstance(found, Choice):
-                yield found, path, under
-            elif isinstance(found, Width):
-                yield from ((c, path, under) for c in found.scope)
-    if isinstance(module, Searchable):
-        yield from ((c, path, under) for c in module.choices())
-    for name, child in module.named_children():
-        inside = f"{path}.{name}" if path else name
-        if isinstance(module, OneOf) and child is module.options and not module.choice.fixed:
-            for number, option in enumerate(module.options):
-                yield from _readers(option, f"{inside}.{number}", _within(under, module.choice.name, {number}))
-        elif isinstance(module, ElasticDepth) and child is module.blocks and not module.depth.fixed:
-            for number, block in enumerate(module.blocks):
-                deeper = {i for i, depth in enumerate(module.depth.options) if depth > number}
-                yield from _readers(block, f"{inside}.{number}", _within(under, module.depth.name, deeper))
-        else:
-            yield from _readers(child, inside, under)
-
-
-def _within(under: Guards, name: str, indices: set[int]) -> Guards:
-    return {**under, name: under.get(name, indices) & indices}
-
-
-def _label(option: Any) -> Any:
-    return f"{option.channels}ch" if isinstance(option, Hidden) else option
 
 
 class Net(Searchable):
@@ -342,3 +266,6 @@ def _matters(net: Net, x: torch.Tensor, arch: Arch, other: Arch) -> bool:
     if [op.signature for op in net.graph(arch)] != [op.signature for op in net.graph(other)]:
         return True
     return not torch.equal(_run(net, x, arch), _run(net, x, other))
+
+
+__all__ = ["Net", "check", "extract", "space_of"]
