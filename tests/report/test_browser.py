@@ -59,9 +59,9 @@ def shown(page: Any) -> list[str]:
 
 
 def drawn(page: Any, kind: str) -> list[str]:
-    """Names of the networks of a kind in the chart as plotly holds it."""
-    found = page.evaluate("kind => (document.getElementById('front').data.find(t => t.name === kind) || {text: []}).text", kind)
-    return list(found)
+    """Names of the networks (of trials: the hover text) of a kind in the chart as plotly holds it."""
+    trace = page.evaluate("kind => document.getElementById('front').data.find(t => t.name === kind) || {text: []}", kind)
+    return [text.removeprefix("<b>").split("</b>")[0] for text in trace.get("hovertext") or trace["text"]]
 
 
 def test_choose_filter_and_look_inside(result: Result, trials: list[dict[str, Any]], tmp_path: Path, visit: Any) -> None:

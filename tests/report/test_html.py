@@ -171,7 +171,9 @@ def test_almost_nothing_still_makes_a_page(result: Result, tmp_path: Path) -> No
 
 def test_noise_is_told(result: Result) -> None:
     result["models"][3]["latency"]["noisy"] = True
-    assert "the machine was not quiet while s03 was measured" in Page(page(result)).words()
+    words = Page(page(result)).words()
+    assert "the machine was not quiet while s03 was measured" in words
+    assert "Mind 1 of 11 latencies were measured on a machine that was not quiet" in words
 
 
 holes = st.sampled_from([None, math.nan, math.inf, [], {}, "odd", 0, -1, True])

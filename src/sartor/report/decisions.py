@@ -32,6 +32,7 @@ from sartor.report.values import (
     searched,
     show,
     sign,
+    significant,
 )
 
 ACCURACY_FLOOR = 0.95
@@ -122,10 +123,10 @@ def _battery(models: Sequence[Record], pool: Sequence[int], best: float) -> Deci
         least = {key: min(b[key] for b in burdens.values()) for key in shared}
         scores = [(i, math.exp(sum(math.log(b[key] / least[key]) for key in shared) / len(shared))) for i, b in burdens.items()]
         scores.sort(key=lambda pair: (_below_floor(models[pair[0]], best), pair[1]))
-    words = {"cpu_ms": "{:.4g} ms of CPU time an image", "file_bytes": "a file of {}", "peak_bytes": "{} of peak memory"}
+    words = {"cpu_ms": "{} ms of CPU time an image", "file_bytes": "a file of {}", "peak_bytes": "{} of peak memory"}
     picks = []
     for place, (i, score) in enumerate(scores):
-        parts = joined(words[k].format(burdens[i][k] if k == "cpu_ms" else show(k, burdens[i][k])) for k in shared)
+        parts = joined(words[k].format(significant(burdens[i][k]) if k == "cpu_ms" else show(k, burdens[i][k])) for k in shared)
         lead = "The lightest" if place == 0 else f"Number {place + 1} by weight ({score:.2f} times the least possible)"
         energy = " Energy itself was not measured; CPU time stands for it." if "cpu_ms" in shared else ""
         picks.append(Pick(i, name_of(models[i]), f"{lead}: {parts}, {_floor_words(models[i], best)}.{energy}"))

@@ -175,7 +175,13 @@ def _draw_models(axes: Axes, models: Sequence[Record], metrics: tuple[str, str],
     axes.scatter(at[:, 0], at[:, 1], s=46, color=color, marker=marker, edgecolors="white", linewidths=0.8, label=label, zorder=3)
     better = 1 if label == "searched" else -1
     towards = (-6 * better * sign(x), -7 * better * sign(y))
-    for model, point in zip(kept, at, strict=True) if len(kept) <= 20 else ():
+    named: list[np.ndarray] = []
+    span = np.maximum(np.ptp(at, axis=0), 1e-12)
+    for model, point in zip(kept, at, strict=True):
+        # A name needs a tenth of the width or a twentieth of the height to itself.
+        if any((np.abs(point - other) < span * [0.1, 0.05]).all() for other in named):
+            continue
+        named.append(point)
         axes.annotate(
             _plain(name_of(model)), tuple(point), textcoords="offset points", xytext=towards, color=color, fontsize=8.5,
             ha="right" if towards[0] < 0 else "left", va="bottom" if towards[1] > 0 else "top", zorder=4,

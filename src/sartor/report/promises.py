@@ -157,7 +157,13 @@ def _span(models: Sequence[Record]) -> str:
         return ""
     fast, best = min(known, key=lambda p: (p[1], -p[0])), max(known, key=lambda p: (p[0], -p[1]))
     first = f"{show('accuracy', fast[0])} accuracy at {show('latency_ms', fast[1])}"
-    return f": {first}" if fast == best else f", from {first} to {show('accuracy', best[0])} at {show('latency_ms', best[1])}"
+    return (
+        f"; the fastest is also the most accurate: {first}"
+        if fast == best and len(known) > 1
+        else f": {first}"
+        if fast == best
+        else f", from {first} to {show('accuracy', best[0])} at {show('latency_ms', best[1])}"
+    )
 
 
 def closest(result: Record) -> str | None:

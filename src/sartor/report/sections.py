@@ -58,6 +58,11 @@ def summary(result: Record, choices: list[Decision]) -> Html:
     if near:
         facts += [tag("dt", "Nearest"), tag("dd", near)]
     facts += [tag("dt", "Against hand-designed networks"), tag("dd", comparison(result).words)]
+    everyone = [*searched(result), *rivals(result)]
+    noisy = sum(bool(mapping(m.get("latency")).get("noisy")) for m in everyone)
+    if noisy:
+        words = f"{noisy} of {len(everyone)} latencies were measured on a machine that was not quiet: small differences mean nothing."
+        facts += [tag("dt", "Mind"), tag("dd", words)]
     picks = tag("ul", *(tag("li", tag("strong", f"{d.title}: {d.ranking[0].name}. "), d.ranking[0].reason) for d in choices if d.ranking))
     recommended = join([tag("h3", "Which one to take"), picks]) if any(d.ranking for d in choices) else Html("")
     return section("summary", "In short", tag("dl", *facts, class_="facts"), _promises(result), recommended)

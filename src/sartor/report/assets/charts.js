@@ -95,18 +95,30 @@ function rangeOf(values, log) {
   if (!list.length) return undefined;
   const low = Math.min(...list);
   const high = Math.max(...list);
-  const pad = (high - low || Math.abs(high) || 1) * 0.2;
+  const pad = (high - low || Math.abs(high) || 1) * 0.15;
   // A quantity that cannot be negative gets no negative half of an axis.
   return [log || low < 0 ? low - pad : Math.max(low - pad, 0), high + pad];
 }
 
-function netTraces(kind, nets, x, y, scale) {
+// Whether each point has room for its name: none of the names before it within a tenth of the width and a twentieth of the height.
+function roomFor(points) {
+  const span = [0, 1].map((axis) => Math.max(...points.map((p) => p[axis])) - Math.min(...points.map((p) => p[axis])) || 1);
+  const named = [];
+  return points.map((point) => {
+    const free = named.every((other) => Math.abs(point[0] - other[0]) > span[0] / 10 || Math.abs(point[1] - other[1]) > span[1] / 20);
+    if (free) named.push(point);
+    return free;
+  });
+}
+
+function netTraces(kind, nets, x, y, log) {
   const at = (points, key) => points.map((p) => (p.values || p)[key] * METRICS.get(key).scale);
   const look = { color: color(kind) };
   const front = staircase(nets, x, y);
   // Names stand on the better side of the front for searched networks, where nothing else can be, and on the other side for their rivals.
   const better = (kind === "search" ? 1 : -1);
   const side = [better * METRICS.get(y).direction > 0 ? "bottom" : "top", better * METRICS.get(x).direction > 0 ? "left" : "right"];
+  const room = roomFor(nets.map((net) => [log ? Math.log10(net.values[x]) : net.values[x], net.values[y]]));
   const traces = [];
   if (kind !== "control") {
     traces.push({ type: "scatter", mode: "lines", x: at(front, x), y: at(front, y), line: { ...look, width: 2, shape: "hv", dash: KINDS[kind].dash },
@@ -117,8 +129,8 @@ function netTraces(kind, nets, x, y, scale) {
     return found ? { ...found, color: look.color } : undefined;
   };
   traces.push({
-    type: "scatter", mode: nets.length <= 20 ? "markers+text" : "markers", name: KINDS[kind].label, x: at(nets, x), y: at(nets, y),
-    customdata: nets.map((net) => net.id), text: nets.map((net) => plain(short(net.name))), textposition: side.join(" "), textfont: { size: 11, color: look.color },
+    type: "scatter", mode: "markers+text", name: KINDS[kind].label, x: at(nets, x), y: at(nets, y),
+    customdata: nets.map((net) => net.id), text: nets.map((net, i) => (room[i] ? plain(short(net.name)) : "")), textposition: side.join(" "), textfont: { size: 11, color: look.color },
     hovertext: nets.map((net) => hover(net, x, y)), hovertemplate: "%{hovertext}<extra></extra>",
     marker: { ...look, size: 10, symbol: KINDS[kind].symbol, line: { color: color("page"), width: 1 } },
     error_x: bars(x), error_y: bars(y),
@@ -141,7 +153,7 @@ function drawFront(element, { x, y, log, trials, selected, visible, passes }) {
   const drawn = DATA.nets.filter((net) => visible.has(net.id) && known(net.values[x]) && known(net.values[y]));
   for (const kind of ["baseline", "control", "search"]) {
     const nets = drawn.filter((net) => net.kind === kind);
-    if (nets.length) traces.push(...netTraces(kind, nets, x, y));
+    if (nets.length) traces.push(...netTraces(kind, nets, x, y, log));
   }
   const chosen = drawn.find((net) => net.id === selected);
   if (chosen) {
