@@ -12,7 +12,7 @@ SETUP := PYTHON="$(PYTHON)" VENV="$(VENV)" CONSTRAINTS="$(CONSTRAINTS)" sh .ci/s
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 DEMO_OUT ?= runs/demo
-DEMO_ARGS ?= digits --minutes 6 --limit latency_ms<=1
+DEMO_ARGS ?= digits --minutes 6 --limit latency=1ms
 
 .PHONY: help demo test slow lint types contracts docs clean clean-venv
 .DEFAULT_GOAL := help
@@ -29,7 +29,8 @@ $(VENV)/.installed-dev: pyproject.toml $(CONSTRAINTS) .ci/setup
 	@touch $(VENV)/.installed $@
 
 demo: $(VENV)/.installed
-	@$(BIN)/python -m sartor.cli search $(DEMO_ARGS) --out $(DEMO_OUT)
+	@if [ -f $(DEMO_OUT)/config.json ]; then $(BIN)/python -m sartor.cli resume $(DEMO_OUT); \
+	else $(BIN)/python -m sartor.cli search $(DEMO_ARGS) --out $(DEMO_OUT); fi
 
 test: $(VENV)/.installed-dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --benchmark-disable -m "not slow"
