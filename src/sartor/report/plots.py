@@ -143,12 +143,13 @@ def pareto_png(result: Record, trials: Sequence[Mapping[str, Any]] | None = None
         axes.set(xlabel=_label(x), ylabel=_label(y))
         if shown[:, 0].min() > 0 and shown[:, 0].max() > 30 * shown[:, 0].min():
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         _draw_trials(axes, trials, x, y)
         for models, label, color, marker, line in groups:
             _draw_models(axes, models, (x, y), label, color, marker, line)
         _draw_limits(axes, result, x, y)
         _frame(axes, shown)
-        axes.legend(loc="lower right" if sign(x) > 0 > sign(y) else "best", frameon=True, framealpha=0.9)
+        figure.legend(loc="outside upper left", ncols=5, frameon=False, fontsize=9)  # outside, where it hides nothing
         return _png(figure)
 
 
@@ -176,12 +177,13 @@ def _draw_models(axes: Axes, models: Sequence[Record], metrics: tuple[str, str],
     better = 1 if label == "searched" else -1
     towards = (-6 * better * sign(x), -7 * better * sign(y))
     named: list[np.ndarray] = []
-    span = np.maximum(np.ptp(at, axis=0), 1e-12)
-    for model, point in zip(kept, at, strict=True):
+    places = np.column_stack([np.log(at[:, 0]) if axes.get_xscale() == "log" else at[:, 0], at[:, 1]])
+    span = np.maximum(np.ptp(places, axis=0), 1e-12)
+    for model, point, place in zip(kept, at, places, strict=True):
         # A name needs a tenth of the width or a twentieth of the height to itself.
-        if any((np.abs(point - other) < span * [0.1, 0.05]).all() for other in named):
+        if any((np.abs(place - other) < span * [0.1, 0.05]).all() for other in named):
             continue
-        named.append(point)
+        named.append(place)
         axes.annotate(
             _plain(name_of(model)), tuple(point), textcoords="offset points", xytext=towards, color=color, fontsize=8.5,
             ha="right" if towards[0] < 0 else "left", va="bottom" if towards[1] > 0 else "top", zorder=4,
