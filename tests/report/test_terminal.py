@@ -66,7 +66,7 @@ def test_plain_progress_is_quiet(steps: list[tuple[str, float]]) -> None:
             clock.now += pause
             done[phase] += 1
             before = stream.tell()
-            progress(phase, done[phase], 1000)
+            progress(f"{phase}: loss {pause}", done[phase], 1000)
             if stream.tell() > before:
                 said[phase].append(clock.now)
     for phase, times in said.items():

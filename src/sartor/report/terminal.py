@@ -35,7 +35,8 @@ class Progress:
     """The callback ``progress(what, done, total)`` of the contracts, shown to a person.
 
     On a terminal: one bar a phase with elapsed and remaining time. Elsewhere (`plain`): a line when a phase begins, then at most one
-    every `every_s` seconds, with the time left, and one when it ends. Use as a context manager; it writes to `stream` (standard error).
+    every `every_s` seconds, with the time left, and one when it ends. What follows a colon in `what` (``"train s01: loss 0.3"``) is shown
+    but does not make another phase. Use as a context manager; it writes to `stream` (standard error).
     """
 
     def __init__(
@@ -74,7 +75,6 @@ class Progress:
             self._bars = None
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        # "train: loss 0.5" is the phase "train" with a detail that changes from call to call
         phase = what.partition(":")[0]
         if self._bars is None:
             self._line(phase, what, done, total)
@@ -102,7 +102,7 @@ class Progress:
             self._said[phase] = now
             left = (now - begun) * (total - done) / done if done > 0 and total > 0 else 0.0
             tail = (f"{done}/{total}" if total > 0 else str(done)) + (f", about {duration(left)} left" if left else "")
-        print(f"[{duration(now - self._begun)}] {what}: {tail}", file=self._stream, flush=True)
+        print(f"[{duration(now - self._begun)}] {what}{', ' if ':' in what else ': '}{tail}", file=self._stream, flush=True)
 
 
 def devices_table(devices: Sequence[Record]) -> Table:
