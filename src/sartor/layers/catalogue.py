@@ -62,6 +62,13 @@ class _Pool(Block):
     def build_hidden(self) -> Width:
         return self.config.inputs
 
+    def choices(self) -> tuple[Choice, ...]:
+        return (*self.config.inputs.scope, *self.config.outputs.scope)
+
+    def roles(self) -> dict[str, tuple[Choice, ...]]:
+        inputs, outputs = self.config.inputs.scope, self.config.outputs.scope
+        return {"spatial": inputs, "project": (*inputs, *outputs), "add": outputs}
+
     def build(self) -> nn.ModuleDict:
         return nn.ModuleDict({"pool": self._pool()})
 
