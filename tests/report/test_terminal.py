@@ -107,7 +107,7 @@ def test_models_come_in_order_of_latency_with_their_names_untouched() -> None:
     assert shown.index("fast[x]") < shown.index("slow")
     row = next(line for line in shown.splitlines() if "slow" in line)
     accuracy, memory = (show(metric, value).split() for metric, value in (("accuracy", 0.9), ("peak_bytes", 4000)))
-    assert row.split() == ["slow", *accuracy, "0.900", "0.891–0.909", "1.200", *memory, "yes"]
+    assert row.split() == ["slow", *accuracy, "0.900", "0.891–0.909", "1.20", *memory, "yes"]
 
 
 def test_promises_are_judged_on_the_statistic_they_name() -> None:

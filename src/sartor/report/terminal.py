@@ -25,6 +25,7 @@ from sartor.report.values import (
     number,
     records,
     show,
+    significant,
     strings,
 )
 
@@ -174,8 +175,8 @@ def models_table(models: Sequence[Record], title: str) -> Table:
 
 
 def milliseconds(value: float | None) -> str:
-    """A latency with three decimals below 10 ms, fewer above; empty when it was not measured."""
-    return "" if value is None else f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
+    """A latency with three significant digits; empty when it was not measured."""
+    return "" if value is None else significant(value, 3)
 
 
 def promises_table(result: Record) -> Table:
