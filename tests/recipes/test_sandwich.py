@@ -113,8 +113,8 @@ def test_divergence_says_what_to_do_and_keeps_the_last_good_checkpoint(tmp_path:
 def test_foreign_checkpoints_and_settings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "supernet.safetensors"
     train_sandwich(TinyNet(), tiny_data(64), steps=2, batch=16, checkpoint=path)
-    with pytest.raises(UserError, match=r"lr=0\.1, this training has 0\.2"):
-        train_sandwich(TinyNet(), tiny_data(64), steps=2, batch=16, lr=0.2, checkpoint=path)
+    with pytest.raises(UserError, match=r"lr=0\.2, this training has 0\.1"):
+        train_sandwich(TinyNet(), tiny_data(64), steps=2, batch=16, lr=0.1, checkpoint=path)
     with pytest.raises(UserError, match="of another network"):
         train_sandwich(TinyNet(classes=5), tiny_data(64), steps=2, batch=16, checkpoint=path)
     with pytest.raises(UserError, match=r"\.space"):

@@ -86,7 +86,7 @@ def train_sandwich(
     steps: int | None = None,
     seconds: float | None = None,
     batch: int = 128,
-    lr: float = 0.1,
+    lr: float = 0.2,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
     warmup: float = 0.05,
@@ -114,6 +114,8 @@ def train_sandwich(
 
     Args:
         net: a searchable network with `space`, `largest` and `smallest`.
+        lr: peak learning rate of the summed, clipped gradients. 0.2 was better than 0.1 and 0.4 for the mean sub-net of the mobile space on
+            digits after 700 steps (90 % of validation images, against 87 and 88); after 200 steps 0.4 leads.
         largest_only: share of the budget, at its start, in which only the largest net is trained (weights-only warm-up, as
             once-for-all does before it shrinks).
         drop_path: final rate of stochastic depth, for the largest net only; it rises linearly with the spent budget.
@@ -141,7 +143,9 @@ def train_sandwich(
         largest, smallest = extremes(supernet, moment.rng)
         others = [] if moment.fraction < largest_only else [smallest, *(draw(moment.rng) for _ in range(random_nets))]
         rate = drop_path * moment.fraction
-        return sandwich_step(supernet, x, y, others, largest=largest, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature)
+        return sandwich_step(
+            supernet, x, y, others, largest=largest, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature
+        )
 
     per_epoch = steps_per_epoch(data.train, batch)
     loop = Loop(
