@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sartor.hardware.graph import Op
 from sartor.layers.base import Searchable, activate, activation
 from sartor.layers.choice import AnyArch, Choice, Value, Width
 
@@ -179,3 +180,20 @@ class ConvBNAct(Searchable):
         steps: list[nn.Module] = [self.conv.extract(arch), self.bn.extract(arch)]
         act = self.act.pick(arch)
         return nn.Sequential(*steps) if act == "none" else nn.Sequential(*steps, activation(act))
+
+    def ops(self, arch: Mapping[str, int], hw: tuple[int, int]) -> list[Op]:
+        """The one fused operation for an input of `hw` (height, width)."""
+        outputs, stride, act = self.conv.outputs.at(arch), int(self.conv.stride.pick(arch)), self.act.pick(arch)
+        return [
+            Op(
+                "conv",
+                (sum(w.at(arch) for w in self.conv.segments), *hw),
+                (outputs, -(-hw[0] // stride), -(-hw[1] // stride)),
+                kernel=self.conv.kernel.pick(arch),
+                stride=stride,
+                groups=outputs if self.conv.depthwise else self.conv.groups,
+                act="" if act == "none" else act,
+                inputs=(-1,),
+                name="conv",
+            )
+        ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -11,9 +12,6 @@ from torch import Tensor, fx, nn
 from sartor.errors import UserError
 from sartor.layers.base import Searchable, copy_of
 from sartor.layers.choice import AnyArch
-
-#: (searchable layer, architecture) -> the plain module that stands for it
-Extract = Callable[[Searchable, Mapping[str, int]], nn.Module]
 
 
 class _Bound(nn.Module):
@@ -31,9 +29,8 @@ class _Bound(nn.Module):
 class _Tracer(fx.Tracer):
     """Traces the Python of one module. Searchable layers with an `extract` of their own are leaves; others are traced through."""
 
-    def __init__(self, through: tuple[type[Searchable], ...]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.through = through
         self.leaves: dict[str, tuple[Searchable, Mapping[str, int]]] = {}  # extracted after the trace, which records what happens in it
         self.names: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
 
@@ -46,14 +43,15 @@ class _Tracer(fx.Tracer):
         except (TypeError, KeyError):
             path = self.path_of_module(m).removeprefix("net.")
             raise UserError(f"the layer '{path}' ({type(m).__name__}) must be called as layer(x, arch)") from None
-        if type(m).extract is Searchable.extract or isinstance(m, self.through):
+        if type(m).extract is Searchable.extract:
             return forward(*args, **kwargs)
         name = self._leaf(m, self.path_of_module(m).removeprefix("net."), arch)
         return self.create_proxy("call_module", name, (next(iter(bound.values())),), {})
 
     def _leaf(self, m: Searchable, path: str, arch: Mapping[str, int]) -> str:
         """Name under which the plain counterpart stands: one for all calls with the same architecture, which share its weights."""
-        key = path, tuple(sorted((c, arch[c]) for c in arch if isinstance(arch[c], int)))
+        given = arch.whole if isinstance(arch, Recorder) else arch
+        key = path, tuple(sorted((c, given[c]) for c in given if isinstance(given[c], int)))
         if key not in self.names:
             name = path
             while name in self.leaves:
@@ -63,22 +61,40 @@ class _Tracer(fx.Tracer):
         return self.names[key]
 
 
-def _extract(layer: Searchable, arch: Mapping[str, int]) -> nn.Module:
-    return layer.extract(arch)
+class Recorder(Mapping[str, Any]):
+    """An architecture that notes which of its choices are read, in order."""
+
+    def __init__(self, whole: Mapping[str, Any]) -> None:
+        self.whole = whole
+        self.reads: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        self.reads[name] = value = self.whole[name]
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.whole)
+
+    def __len__(self) -> int:
+        return len(self.whole)
 
 
-def traced(
-    net: nn.Module, arch: Mapping[str, int], extract: Extract = _extract, through: tuple[type[Searchable], ...] = ()
-) -> fx.GraphModule:
-    """The plain counterpart of `net`, whose `forward(x, arch)` is Python over searchable layers, ordinary modules and torch functions.
+@dataclass(frozen=True)
+class Outline:
+    """The trace of one network: its graph, the searchable layers called in it with their architectures, and copies of everything else."""
 
-    Branches on `arch` are decided here; weights are copies. The result has the training mode of `net`. Layers of the types `through` are
-    traced through although they have an `extract` of their own.
+    graph: fx.Graph
+    leaves: dict[str, tuple[Searchable, Mapping[str, Any]]]
+    parts: dict[str, nn.Module | Tensor]
+
+
+def outline(net: nn.Module, arch: AnyArch) -> Outline:
+    """Trace the Python of `net` at `arch`.
 
     Raises:
         UserError: where `forward` depends on the values of `x`, or does what torch.fx cannot follow.
     """
-    tracer = _Tracer(through)
+    tracer = _Tracer()
     bound = _Bound(net, arch)
     try:
         graph = tracer.trace(bound)
@@ -87,7 +103,7 @@ def traced(
     except Exception as error:  # whatever a user's forward raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{type(net).__name__}.forward cannot be traced with a fixed architecture: {reason}") from error
-    parts: dict[str, Any] = {name: extract(layer, local) for name, (layer, local) in tracer.leaves.items()}
+    parts: dict[str, nn.Module | Tensor] = {}
     for node in graph.nodes:
         if node.op not in ("call_module", "get_attr") or str(node.target) in tracer.leaves:
             continue
@@ -97,8 +113,20 @@ def traced(
         node.target = str(node.target).removeprefix("net.")
         if node.target not in parts:
             parts[node.target] = copy_of(found) if isinstance(found, nn.Module) else _fresh(found)
-    graph.lint()
-    return fx.GraphModule(parts, graph, type(net).__name__).train(net.training)
+    return Outline(graph, tracer.leaves, parts)
+
+
+def traced(net: nn.Module, arch: Mapping[str, int]) -> fx.GraphModule:
+    """The plain counterpart of `net`, whose `forward(x, arch)` is Python over searchable layers, ordinary modules and torch functions.
+
+    Branches on `arch` are decided here; weights are copies. The result has the training mode of `net`.
+
+    Raises:
+        UserError: where `forward` depends on the values of `x`, or does what torch.fx cannot follow.
+    """
+    found = outline(net, arch)
+    leaves = {name: layer.extract(local) for name, (layer, local) in found.leaves.items()}
+    return fx.GraphModule({**found.parts, **leaves}, found.graph, type(net).__name__).train(net.training)
 
 
 def _fresh(value: Tensor) -> Tensor:
@@ -106,4 +134,4 @@ def _fresh(value: Tensor) -> Tensor:
     return nn.Parameter(copied, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else copied
 
 
-__all__ = ["Extract", "traced"]
+__all__ = ["Outline", "Recorder", "outline", "traced"]
