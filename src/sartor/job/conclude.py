@@ -16,10 +16,9 @@ from sartor.deploy.verify import Files, broken, verify
 from sartor.hardware.measure import measure_many
 from sartor.job.context import Job, timings
 from sartor.job.finish import reload
-from sartor.job.ladder import rungs
+from sartor.job.ladder import rung
 from sartor.job.state import write_json
 from sartor.report.html import write_report
-from sartor.spaces.mobile import MobileNet
 from sartor.store import Store
 
 Record = dict[str, Any]
@@ -91,8 +90,7 @@ def _test(job: Job, record: Record, test: Any) -> None:
 
 def _module(job: Job, record: Record) -> Any:
     if record["origin"] == "baseline":
-        net = MobileNet(rungs(min(job.data.input_shape[1:]))[record["name"]], job.data.input_shape, len(job.data.classes))
-        return net.extract(net.largest)
+        return rung(job, record["name"])
     return job.net.extract(job.net.space.from_labels(record["arch"]))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from sartor.export.source import save_source
 from sartor.goals import Goals
 from sartor.job.context import Job, timings
 from sartor.job.explore import batch_size, load_weights, save_weights
-from sartor.job.state import write_json
+from sartor.job.workers import Task, module_of, share_seconds, train_all, trained
 from sartor.recipes.bn import calibrate_bn
 from sartor.recipes.evaluate import first_images
 from sartor.recipes.train import train
@@ -27,6 +29,7 @@ from sartor.trial import Trial
 
 _FINE_TUNE_LR = 0.04
 _SCRATCH_LR = 0.1
+_REPAIRS = 8  # candidates in reserve for models whose measured figure breaks a limit
 
 
 def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
@@ -54,26 +57,37 @@ def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
     return [feasible[i] for i in (*picked, *rest)]
 
 
-def make(
-    job: Job, name: str, origin: str, module: nn.Module, *, seconds: float, start: str, predicted: dict[str, Any], labels: dict[str, Any]
-) -> dict[str, Any]:
-    """Train `module`, export it, measure the file, and write everything but the card into models/<name>. Returns the model record.
-
-    A record that exists is read, not made again: a resumed run goes on behind it.
-    """
-    folder = job.folder / "models" / name
-    if f"model:{name}" in job.state:
-        return dict(job.state[f"model:{name}"])
+def fit_module(job: Job, name: str, module: nn.Module, *, seconds: float, start: str) -> dict[str, Any]:
+    """The standard recipe for one network, in place and in this process; resumes from its checkpoint. Returns what a record says of it."""
     work = job.folder / "checkpoints" / f"{name}.safetensors"
     lr = _FINE_TUNE_LR if start == "supernet" else _SCRATCH_LR
     result = train(
         module, job.data, seconds=seconds, batch=batch_size(job), lr=lr, augment=job.policy, label_smoothing=0.1, ema=0.99, validate=False,
         seed=job.request.seed, checkpoint=work, progress=job.progress, name=f"train {name}",
     )  # fmt: skip
-    training = {"from": start, "epochs": round(result.epochs, 2), "seconds": round(result.seconds, 1)}
-    record = export_record(job, name, origin, module, folder, predicted=predicted, labels=labels, training=training)
-    job.state.put(f"model:{name}", plain(record))
-    work.unlink(missing_ok=True)
+    return {"from": start, "epochs": round(result.epochs, 2), "seconds": round(result.seconds, 1)}
+
+
+def make(job: Job, task: Task, origin: str, predicted: dict[str, Any]) -> dict[str, Any]:
+    """Train the task's network unless a worker has, export it and measure the file. Returns the model record.
+
+    A record that exists is read, not made again: a resumed run goes on behind it.
+    """
+    if f"model:{task.name}" in job.state:
+        return dict(job.state[f"model:{task.name}"])
+    weights = trained(job, task.name)
+    module = module_of(job, task)
+    if weights.is_file():
+        load_weights(module, weights)
+        training = json.loads(weights.with_suffix(".json").read_text())
+    else:
+        training = fit_module(job, task.name, module, seconds=task.seconds, start=task.start)
+    labels = task.labels if task.labels is not None else {"design": task.design}
+    folder = job.folder / "models" / task.name
+    record = export_record(job, task.name, origin, module, folder, predicted=predicted, labels=labels, training=training)
+    job.state.put(f"model:{task.name}", plain(record))
+    for path in (weights, weights.with_suffix(".json"), job.folder / "checkpoints" / f"{task.name}.safetensors"):
+        path.unlink(missing_ok=True)
     return record
 
 
@@ -138,37 +152,43 @@ def deliver(job: Job, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], li
     """
     queue = choose(trials, job.goals, job.request.models)
     wanted = min(job.request.models, len(queue))
-    tries = min(len(queue), job.request.models + 8)
-    each = job.plan.finish / max(1, wanted)
+    queue = queue[: job.request.models + _REPAIRS]
+    tasks = _tasks(job, queue, wanted)
     kept: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
-    for number, trial in enumerate(queue[:tries], start=1):
+    for task, trial in zip(tasks, queue, strict=True):
         if len(kept) >= wanted:
             break
-        name = f"s{number:02d}"
-        labels = job.net.space.labels(trial.arch)
-        predicted = {"accuracy": trial.metrics["accuracy"]}
-        record = make(job, name, "search", inherited(job, trial.arch), seconds=each, start="supernet", predicted=predicted, labels=labels)
+        record = make(job, task, "search", {"accuracy": trial.metrics["accuracy"]})
         if job.request.from_scratch:
-            record = _better(job, record, trial, each)
+            record = _better(job, record, task)
         failures = broken(job.goals.limits, record["metrics"])
         if failures:
-            refused.append({"name": name, "reason": "; ".join(str(f) for f in failures)})
-            shutil.rmtree(job.folder / "models" / name, ignore_errors=True)
+            refused.append({"name": task.name, "reason": "; ".join(str(f) for f in failures)})
+            shutil.rmtree(job.folder / "models" / task.name, ignore_errors=True)
         else:
             kept.append(record)
-        write_json(job.folder / "checkpoints" / "refused.json", refused)
     return kept, refused
 
 
-def _better(job: Job, record: dict[str, Any], trial: Trial, seconds: float) -> dict[str, Any]:
-    """Train the same architecture from scratch as well; the record tells both, and the better one on validation is delivered."""
-    from sartor.spaces import build
+def _tasks(job: Job, queue: Sequence[Trial], wanted: int) -> list[Task]:
+    """The trainings, with their time: the first `wanted` side by side now; those in reserve, if it comes to that, one by one."""
+    if "tasks" not in job.state:
+        named = [Task(f"s{n:02d}", "supernet", dict(job.net.space.labels(t.arch))) for n, t in enumerate(queue, start=1)]
+        modules = [module_of(job, task) for task in named[:wanted]]
+        seconds = share_seconds(modules, job.data.input_shape, batch_size(job), job.plan.finish)
+        seconds += [float(np.median(seconds))] * (len(named) - wanted)
+        job.state.put("tasks", [asdict(replace(task, seconds=s)) for task, s in zip(named, seconds, strict=True)])
+    tasks = [Task(**task) for task in job.state["tasks"]]
+    first = [t for t in tasks[:wanted] if f"model:{t.name}" not in job.state]
+    scratch = [replace(t, name=f"{t.name}-scratch", start="scratch") for t in first] if job.request.from_scratch else []
+    train_all(job, [*first, *scratch])
+    return tasks
 
-    torch.manual_seed(job.request.seed + 1)
-    fresh = build(job.request.space, job.data.input_shape, len(job.data.classes)).extract(trial.arch)
-    name = f"{record['name']}-scratch"
-    other = make(job, name, "search", fresh, seconds=seconds, start="scratch", predicted=record["predicted"], labels=record["arch"])
+
+def _better(job: Job, record: dict[str, Any], task: Task) -> dict[str, Any]:
+    """The same architecture trained from scratch as well; the record tells both, and the better one on validation is delivered."""
+    other = make(job, replace(task, name=f"{task.name}-scratch", start="scratch"), "search", record["predicted"])
     compared = {
         "inherited": {"accuracy": record["validation"]["accuracy"], **record["training"]},
         "scratch": {"accuracy": other["validation"]["accuracy"], **other["training"]},

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-
 from sartor.deploy.verify import broken
 from sartor.job.conclude import partial
 from sartor.job.context import Job
 from sartor.job.finish import make
-from sartor.spaces import build
+from sartor.job.workers import Task
 
 
 def first_model(job: Job) -> None:
@@ -28,11 +26,8 @@ def first_model(job: Job) -> None:
         job.state.put("no_first")
         return
     arch = max(fitting, key=lambda pair: pair[0]["macs"])[1]
-    torch.manual_seed(job.request.seed)
-    module = build(job.request.space, job.data.input_shape, len(job.data.classes)).extract(arch)
+    task = Task("first", "scratch", dict(job.net.space.labels(arch)), seconds=job.plan.first)
     with job.state.timing("first"):
-        record = make(
-            job, "first", "search", module, seconds=job.plan.first, start="scratch", predicted={}, labels=job.net.space.labels(arch)
-        )
+        record = make(job, task, "search", {})
     if not broken([limit for limit in job.goals.limits if limit.metric not in ("accuracy", "top5")], record["metrics"]):
         partial(job)

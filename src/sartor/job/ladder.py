@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
+from torch import nn
+
 from sartor.job.context import Job
+from sartor.job.explore import batch_size
 from sartor.job.finish import make
+from sartor.job.workers import Task, module_of, share_seconds, train_all
 from sartor.spaces.mobile import MobileNet, MobileSpec
 from sartor.spaces.published import fit_to, mobilenet_v2, mobilenet_v3
 from sartor.spaces.small import resnet
@@ -23,27 +28,20 @@ def rungs(size: int) -> dict[str, MobileSpec]:
     return found
 
 
-def climb(job: Job) -> list[dict[str, Any]]:
-    """Train every rung from scratch with an equal share of the ladder's time; returns the model records."""
-    import torch
+def rung(job: Job, name: str) -> nn.Module:
+    """The plain network of one rung, freshly initialised."""
+    net = MobileNet(rungs(min(job.data.input_shape[1:]))[name], job.data.input_shape, len(job.data.classes))
+    return net.extract(net.largest)
 
-    specs = rungs(min(job.data.input_shape[1:]))
-    records = []
-    for name, spec in specs.items():
-        torch.manual_seed(job.request.seed)
-        net = MobileNet(spec, job.data.input_shape, len(job.data.classes))
-        module = net.extract(net.largest)
-        with job.state.timing("ladder"):
-            records.append(
-                make(
-                    job,
-                    name,
-                    "baseline",
-                    module,
-                    seconds=job.plan.ladder / len(specs),
-                    start="scratch",
-                    predicted={},
-                    labels={"design": name},
-                )
-            )
-    return records
+
+def climb(job: Job) -> list[dict[str, Any]]:
+    """Train every rung from scratch for the same number of images, in the time that the plan gives the ladder; returns the model records."""
+    with job.state.timing("ladder"):
+        if "rungs" not in job.state:
+            tasks = [Task(name, "scratch", design=name) for name in rungs(min(job.data.input_shape[1:]))]
+            modules = [module_of(job, task) for task in tasks]
+            seconds = share_seconds(modules, job.data.input_shape, batch_size(job), job.plan.ladder)
+            job.state.put("rungs", [asdict(replace(task, seconds=s)) for task, s in zip(tasks, seconds, strict=True)])
+        tasks = [Task(**task) for task in job.state["rungs"]]
+        train_all(job, [task for task in tasks if f"model:{task.name}" not in job.state])
+        return [make(job, task, "baseline", {}) for task in tasks]

@@ -1,0 +1,179 @@
+"""Training several networks at once: one process with one thread for each core.
+
+Small networks gain little from a second thread, but two trainings side by side use two cores fully. A worker is a fresh interpreter that
+opens the run folder, trains one network and leaves its weights there; it dies with its parent, and goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import nn
+
+from sartor.errors import UserError
+from sartor.hardware.device import cores
+from sartor.job.context import Job
+from sartor.job.state import write_json
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network to train: `design` names a rung of the ladder, otherwise `labels` is an architecture of the run's space."""
+
+    name: str
+    start: str  # "supernet" or "scratch"
+    labels: dict[str, Any] | None = None
+    design: str | None = None
+    seconds: float = 0.0
+
+
+def trained(job: Job, name: str) -> Path:
+    """Where a worker leaves the weights of `name`; a file .json beside it tells about the training."""
+    return job.folder / "checkpoints" / f"{name}.trained.safetensors"
+
+
+def share_seconds(modules: Sequence[nn.Module], shape: tuple[int, int, int], batch: int, total: float) -> list[float]:
+    """`total` seconds of wall time on all cores, shared so that every network sees the same number of images."""
+    if not modules:
+        return []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        costs = [_step_seconds(module, shape, batch) for module in modules]
+    finally:
+        torch.set_num_threads(threads)
+    workers = min(cores(), len(modules))
+    shares = [workers * total * cost / sum(costs) for cost in costs]
+    # no network can be spread over workers: none gets more than the whole time
+    return [min(share, total) for share in shares]
+
+
+def _step_seconds(module: nn.Module, shape: tuple[int, int, int], batch: int) -> float:
+    """Seconds of one forward and backward pass; weights and statistics stay as they are."""
+    import copy
+
+    probe = copy.deepcopy(module).train()
+    x = torch.zeros(batch, *shape).to(memory_format=torch.channels_last)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        probe(x).sum().backward()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def train_all(job: Job, tasks: Sequence[Task]) -> None:
+    """Train every task that is not trained yet, as many at a time as there are cores, the longest first.
+
+    Raises:
+        UserError: what a worker says of a user's mistake or a diverged loss; the others are stopped.
+    """
+    waiting = deque(sorted((t for t in tasks if not trained(job, t.name).is_file()), key=lambda t: -t.seconds))
+    running: dict[subprocess.Popen[str], threading.Thread] = {}
+    errors: dict[subprocess.Popen[str], list[str]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < cores():
+                process, reader, said = _start(job, waiting.popleft())
+                running[process], errors[process] = reader, said
+            for process in [p for p in running if p.poll() is not None]:
+                running.pop(process).join()
+                if process.returncode != 0:
+                    raise UserError(
+                        " ".join(errors[process]) or f"a training process ended with code {process.returncode}; resume the run."
+                    )
+            time.sleep(0.05)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def _start(job: Job, task: Task) -> tuple[subprocess.Popen[str], threading.Thread, list[str]]:
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
+    }
+    command = [sys.executable, "-m", "sartor.job.workers", str(job.folder), json.dumps(asdict(task)), str(os.getpid())]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment)
+    said: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=_read, args=(job, process.stdout, said), daemon=True)
+    reader.start()
+    return process, reader, said
+
+
+def _read(job: Job, stream: IO[str], said: list[str]) -> None:
+    for line in stream:
+        message = json.loads(line)
+        if "error" in message:
+            said.append(message["error"])
+        else:
+            job.progress(message["what"], message["done"], message["total"])
+
+
+def module_of(job: Job, task: Task) -> nn.Module:
+    """The plain network of a task, with the weights it starts from."""
+    from sartor.job.finish import inherited
+    from sartor.job.ladder import rung
+    from sartor.spaces import build
+
+    torch.manual_seed(job.request.seed)
+    if task.design is not None:
+        return rung(job, task.design)
+    assert task.labels is not None
+    if task.start == "supernet":
+        return inherited(job, job.net.space.from_labels(task.labels))
+    fresh = build(job.request.space, job.data.input_shape, len(job.data.classes))
+    module: nn.Module = fresh.extract(job.net.space.from_labels(task.labels))
+    return module
+
+
+def _work(folder: str, text: str, parent: int) -> None:
+    """Train one task in this process."""
+    from sartor.job.explore import load_weights, save_weights
+    from sartor.job.finish import fit_module
+    from sartor.request import SearchRequest
+
+    torch.set_num_threads(1)
+    last = [0.0]
+
+    def progress(what: str, done: int, total: int) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+        if time.perf_counter() - last[0] > 0.5 or done >= total:
+            last[0] = time.perf_counter()
+            print(json.dumps({"what": what, "done": done, "total": total}), flush=True)
+
+    job = Job(SearchRequest.load(folder), Path(folder), progress)
+    task = Task(**json.loads(text))
+    if task.start == "supernet":
+        load_weights(job.net, job.folder / "checkpoints" / "supernet.safetensors")
+    module = module_of(job, task)
+    training = fit_module(job, task.name, module, seconds=task.seconds, start=task.start)
+
+    write_json(trained(job, task.name).with_suffix(".json"), training)
+    save_weights(module, trained(job, task.name))
+
+
+if __name__ == "__main__":
+    try:
+        _work(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    except UserError as problem:
+        print(json.dumps({"error": str(problem)}), flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
