@@ -56,7 +56,7 @@ def partial(job: Job, status: str = "partial", note: str = "") -> Record:
 def _measure(job: Job, records: Sequence[Record]) -> None:
     with job.state.timing("measure"):
         files = [job.folder / record["file"] for record in records]
-        clocks = measure_many(files, threads=job.request.threads, seconds=2.0, seed=job.request.seed, progress=job.progress)
+        clocks = measure_many(files, threads=job.request.threads, seconds=1.5, seed=job.request.seed, progress=job.progress)
     for record, clock in zip(records, clocks, strict=True):
         record["latency"] = clock.to_json()
         record["metrics"].update(timings(clock.p50, clock.p10, clock.p90))

@@ -35,7 +35,7 @@ def rung(job: Job, name: str) -> nn.Module:
 
 
 def climb(job: Job) -> list[dict[str, Any]]:
-    """Train every rung from scratch for the same number of images, in the time that the plan gives the ladder; returns the model records."""
+    """Train every rung from scratch, all for the same number of images, in the ladder's share of the time; returns the model records."""
     with job.state.timing("ladder"):
         if "rungs" not in job.state:
             tasks = [Task(name, "scratch", design=name) for name in rungs(min(job.data.input_shape[1:]))]

@@ -50,7 +50,7 @@ def share_seconds(modules: Sequence[nn.Module], shape: tuple[int, int, int], bat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        costs = [_step_seconds(module, shape, batch) for module in modules]
+        costs = [_step_seconds(module, shape, min(batch, 32)) for module in modules]
     finally:
         torch.set_num_threads(threads)
     workers = min(cores(), len(modules))
@@ -90,9 +90,7 @@ def train_all(job: Job, tasks: Sequence[Task]) -> None:
             for process in [p for p in running if p.poll() is not None]:
                 running.pop(process).join()
                 if process.returncode != 0:
-                    raise UserError(
-                        " ".join(errors[process]) or f"a training process ended with code {process.returncode}; resume the run."
-                    )
+                    raise UserError(" ".join(errors[process]) or f"a training process ended with code {process.returncode}: resume.")
             time.sleep(0.05)
     finally:
         for process in running:

@@ -149,4 +149,8 @@ def activation(name: str) -> nn.Module:
 
 def activate(x: Tensor, choice: Choice, arch: AnyArch) -> Tensor:
     """`x` through the chosen activation, or the mixture of activations."""
-    return mix(choice.value(arch), lambda i: _FUNCTIONS[choice.options[i]](x))
+    value = choice.value(arch)
+    if not isinstance(value, Mapping) and choice.options[int(value)] == "relu":
+        # In place: one pass over memory less. A mixture needs `x` for its other terms. Normalisation does not keep its output for backward.
+        return torch.relu_(x)
+    return mix(value, lambda i: _FUNCTIONS[choice.options[i]](x))
