@@ -147,10 +147,9 @@ def activation(name: str) -> nn.Module:
     return module
 
 
-def activate(x: Tensor, choice: Choice, arch: AnyArch) -> Tensor:
-    """`x` through the chosen activation, or the mixture of activations."""
+def activate(x: Tensor, choice: Choice, arch: AnyArch, *, inplace: bool = False) -> Tensor:
+    """`x` through the chosen activation, or the mixture of activations. `inplace` may overwrite `x`, which saves a pass over memory."""
     value = choice.value(arch)
-    if not isinstance(value, Mapping) and choice.options[int(value)] == "relu":
-        # In place: one pass over memory less. A mixture needs `x` for its other terms. Normalisation does not keep its output for backward.
+    if inplace and not isinstance(value, Mapping) and choice.options[int(value)] == "relu":  # a mixture needs `x` for its other terms
         return torch.relu_(x)
     return mix(value, lambda i: _FUNCTIONS[choice.options[i]](x))

@@ -173,7 +173,7 @@ class ConvBNAct(Searchable):
         return (*self.conv.choices(), self.act)
 
     def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
-        x = activate(self.bn(self.conv(x, arch), arch), self.act, arch)
+        x = activate(self.bn(self.conv(x, arch), arch), self.act, arch, inplace=True)
         return self.conv.outputs.apply_mask(x, arch)
 
     def extract(self, arch: Mapping[str, int]) -> nn.Module:
