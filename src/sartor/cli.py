@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -317,8 +318,20 @@ def _running(folder: Path) -> Iterator[None]:
             else "nothing was begun."
         )
         raise Ended(f"Stopped: {kept}", 130) from None
+    except OSError as error:
+        if error.errno not in _PLACE:
+            raise Ended(_failed(error, folder), 1) from None
+        where = error.filename or folder
+        raise UserError(
+            f"{where} cannot be used: {error.strerror}. What was finished is kept: make room or mend the rights, then go on with "
+            f"`sartor resume {folder}`, or choose another folder with --out."
+        ) from None
     except Exception as error:
         raise Ended(_failed(error, folder), 1) from None
+
+
+#: Full disk, quota or file too large, read-only, forbidden: the user's place to write, not a fault inside.
+_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def _failed(error: Exception, folder: Path | None) -> str:

@@ -137,7 +137,7 @@ def _fastest_threads(job: Job) -> None:
 
 
 def batch_size(job: Job) -> int:
-    """64 images, fewer for small sets, so that an epoch has at least a dozen steps: where time is short, steps count more than their size."""
+    """64 images, fewer for small sets, so that an epoch has at least a dozen steps: in a short time, steps count more than their size."""
     return int(np.clip(2 ** int(math.log2(max(1, len(job.data.train) / 12))), 16, 64))
 
 
