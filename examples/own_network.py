@@ -1,4 +1,4 @@
-"""A network of your own, searchable: `sartor search digits --space own_network:Branched` (run in this folder).
+"""A network of your own, searchable: `sartor.spaces.build("own_network:Branched", (1, 28, 28), 10)`, run in this folder.
 
 Write an ordinary torch module. Where something is to be searched, use a sartor layer with a `Choice`; pass `arch` on; branch on it freely.
 """

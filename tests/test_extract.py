@@ -129,6 +129,30 @@ def test_costs_and_graph_equal_the_trace_of_the_extracted_network(net: Any) -> N
         assert net.costs(arch) == expected
 
 
+class Gate(Searchable):
+    """``x + relu(x)``: it reads its input twice."""
+
+    def forward(self, x: Tensor, arch: Mapping[str, Any], drop_path: float = 0.0) -> Tensor:
+        return x + torch.relu(x)
+
+
+def test_an_activation_fuses_only_into_an_op_that_nobody_else_reads() -> None:
+    class Linear(Net):
+        def __init__(self) -> None:
+            super().__init__((3, 8, 8), 4)
+            self.stem = ConvBNAct(3, 4, 3, act="none")
+            self.gate = OneOf("gate", {"twice": Gate(), "once": nn.ReLU()})
+
+        def forward(self, x: Tensor, arch: Mapping[str, Any]) -> Tensor:  # type: ignore[override]  # a user need not take drop_path
+            return self.gate(self.stem(x, arch), arch).mean((2, 3))
+
+    net = Linear()
+    kinds = [[(op.kind, op.act) for op in net.graph(arch)] for arch in net.space]
+    assert kinds == [[("conv", ""), ("act", "relu"), ("add", ""), ("pool", "")], [("conv", "relu"), ("pool", "")]]
+    for arch in net.space:
+        assert [op.signature for op in net.graph(arch)] == [op.signature for op in trace(net.extract(arch), (3, 8, 8))]
+
+
 def test_factors_add_up_and_have_small_scopes(net: Any) -> None:
     factors = net.factors()
     for metric in ("macs", "params"):

@@ -69,8 +69,6 @@ class _Inliner(_Builder):
             self.ops.append(replace(op, inputs=inputs, name=f"{self.path}{node.target}.{op.name}"))
             if op.kind == "conv":
                 self.normed.add(start + number)
-        readers = sum(i < 0 for op in inner.ops for i in op.inputs)
-        self.single[source] = self.single.get(source, True) and readers <= 1
         self._alias(node, len(self.ops) - 1 if inner.ops else source)
 
     def _enter(self, node: fx.Node, inner: _Lowered) -> None:
