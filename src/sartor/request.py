@@ -34,6 +34,8 @@ SPACES: Mapping[str, str] = {
     "proxylessnas-mobile": "one net: ProxylessNAS-Mobile (Cai et al. 2019)",
     "fbnet-c": "one net: FBNet-C (Wu et al. 2019)",
 }
+#: A user's own network or data: an attribute of an importable module.
+_ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 DEVICES: Mapping[str, str] = {"host": "this machine's CPU with ONNX Runtime"}
 
 
@@ -95,8 +97,8 @@ class SearchRequest(BaseModel):
         from sartor.searchers import SEARCHERS
 
         known = {"space": SPACES, "device": DEVICES, "strategy": SEARCHERS}[info.field_name]
-        if name not in known:
-            raise UserError(unknown(info.field_name, name, known))
+        if name not in known and not (info.field_name == "space" and _ATTRIBUTE.fullmatch(name)):
+            raise UserError(unknown(info.field_name, name, known, "module:Class of your own" if info.field_name == "space" else ""))
         return name
 
     @field_validator("threads")
@@ -168,7 +170,7 @@ def check_data(data: str) -> None:
         if not known[data].found:
             raise UserError(f"data: {data} is not on this machine: {known[data].how}")
         return
-    if Path(data).expanduser().exists() or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", data):
+    if Path(data).expanduser().exists() or _ATTRIBUTE.fullmatch(data):
         return
     if "/" in data or os.sep in data or Path(data).suffix:
         raise UserError(f"data: there is no file or folder {data!r}: give an image folder (one sub-folder a class) or a .npz file.")
