@@ -49,7 +49,7 @@ def _carry_out(job: Job) -> dict[str, Any]:
     import torch
 
     from sartor.hardware.device import cores
-    from sartor.job.conclude import conclude, partial
+    from sartor.job.conclude import partial
 
     torch.set_num_threads(cores())
     try:
@@ -63,7 +63,6 @@ def _carry_out(job: Job) -> dict[str, Any]:
         raise
     finally:
         job.table.close()
-        del conclude
 
 
 def _phases(job: Job) -> dict[str, Any]:
@@ -85,7 +84,6 @@ def _phases(job: Job) -> dict[str, Any]:
     accuracy = SupernetEvaluator(job.net, job.data, seed=job.request.seed)
     front = explore.screen(job, accuracy) if job.request.strategy != "random" else []
     trials = explore.explore(job, accuracy, front)
-    partial(job)
     with job.state.timing("finish"):
         models, refused = finish.deliver(job, trials)
     partial(job)
