@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sartor.errors import UserError
 from sartor.job.context import Job, Progress, silent
 from sartor.request import SearchRequest
 
@@ -50,6 +49,7 @@ def _carry_out(job: Job) -> dict[str, Any]:
 
     from sartor.hardware.device import cores
     from sartor.job.conclude import partial
+    from sartor.job.limits import Unattainable
 
     torch.set_num_threads(cores())
     try:
@@ -57,9 +57,8 @@ def _carry_out(job: Job) -> dict[str, Any]:
     except KeyboardInterrupt:
         partial(job)
         raise
-    except UserError as error:
-        if "out of reach" in str(error):
-            partial(job, status="infeasible", note=str(error))
+    except Unattainable as error:
+        partial(job, status="infeasible", note=str(error))
         raise
     finally:
         job.table.close()

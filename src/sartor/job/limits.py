@@ -17,6 +17,10 @@ _COSTS = ("latency_ms", "throughput", "peak_bytes", "file_bytes", "params", "mac
 _SURE = 0.5
 
 
+class Unattainable(UserError):
+    """A limit that no architecture of the space keeps."""
+
+
 def check_attainable(job: Job) -> None:
     """Refuse limits that not even the cheapest architecture of the space keeps.
 
@@ -24,14 +28,14 @@ def check_attainable(job: Job) -> None:
     measured.
 
     Raises:
-        UserError: naming the limit and the best attainable figure.
+        Unattainable: naming the limit and the best attainable figure.
     """
     for limit in job.goals.limits:
         if limit.metric not in _COSTS:
             continue
         value = attainable(job, limit)
         if limit.excess({limit.key: value}) > 0:
-            raise UserError(
+            raise Unattainable(
                 f"the limit {limit} is out of reach: the best that space '{job.request.space}' attains on {job.device['cpu']} "
                 f"for {job.data.name} is {limit.key} = {value:.4g}; relax the limit to that, or choose another space or input size."
             )
