@@ -1,0 +1,127 @@
+"""Mistakes that only the job can find: one sentence, exit code 2, no traceback, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sartor import cli
+from sartor.hardware.device import host
+from sartor.hardware.table import LatencyTable
+from sartor.job.context import table_path
+
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, table_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run `sartor search ...` and return the one sentence it refuses with."""
+    monkeypatch.setenv("SARTOR_CACHE", str(table_folder))
+
+    def run(data: object, *arguments: str) -> str:
+        code = cli.main(["search", str(data), "--minutes", "0.2", "--no-baselines", "--out", str(tmp_path / "run"), *arguments])
+        said = capsys.readouterr().err.strip()
+        assert code == 2, said
+        last = said.splitlines()[-1]
+        assert "Traceback" not in said and last.startswith("sartor: ")
+        assert not (tmp_path / "run" / "error.txt").exists()
+        return last
+
+    return run
+
+
+def _save(path: Path, **arrays: Any) -> Path:
+    np.savez(path, **arrays)
+    return path
+
+
+_RNG = np.random.default_rng(0)
+_X = _RNG.integers(0, 255, (60, 8, 8), dtype=np.uint8)
+_Y = np.arange(60) % 3
+_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
+    "one class": ({"x": _X, "y": np.zeros(60, np.int64)}, "class"),
+    "empty": ({"x": _X[:0], "y": _Y[:0]}, ""),
+    "labels too few": ({"x": _X, "y": _Y[:50]}, "50"),
+    "labels not whole": ({"x": _X, "y": _Y + 0.5}, "label"),
+    "no labels": ({"x": _X}, "y"),
+    "five axes": ({"x": np.zeros((60, 2, 8, 8, 3), np.uint8), "y": _Y}, ""),
+    "nan pixels": ({"x": np.full((60, 8, 8), np.nan, np.float32), "y": _Y}, ""),
+    "objects": ({"x": np.array([{}] * 60), "y": _Y}, ""),
+}
+
+
+@pytest.mark.parametrize("case", _ARRAYS)
+def test_unfit_arrays(case: str, refused: Say, tmp_path: Path) -> None:
+    arrays, named = _ARRAYS[case]
+    assert named in refused(_save(tmp_path / "data.npz", **arrays))
+
+
+def test_a_truncated_file(refused: Say, tmp_path: Path) -> None:
+    path = _save(tmp_path / "data.npz", x=_X, y=_Y)
+    path.write_bytes(path.read_bytes()[:-500])
+    assert "data.npz" in refused(path)
+
+
+def test_an_image_that_is_none(refused: Say, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(6):
+            (tmp_path / "images" / name / f"{number}.png").write_bytes(b"no picture")
+    assert ".png" in refused(tmp_path / "images")
+
+
+def test_images_too_small_for_the_space(refused: Say, tmp_path: Path) -> None:
+    said = refused(_save(tmp_path / "data.npz", x=_X[:, :2, :2], y=_Y), "--space", "mobile")
+    assert "pixels" in said
+
+
+def test_a_function_of_the_users_that_is_not_there(refused: Say) -> None:
+    assert "no_such_module" in refused("no_such_module:data")
+
+
+def test_a_network_of_the_users_that_is_not_there(refused: Say) -> None:
+    assert "no_such_module" in refused("digits", "--space", "no_such_module:Net")
+
+
+def test_a_latency_table_of_another_device(refused: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SARTOR_CACHE", str(tmp_path / "cache"))
+    LatencyTable(table_path(host()), replace(host(), cpu="another processor")).close()
+    said = refused("digits", "--limit", "latency=5ms")
+    assert "another processor" in said
+
+
+def test_an_unattainable_limit_names_the_attainable_figure(refused: Say, tmp_path: Path) -> None:
+    assert "peak_bytes = " in refused("digits", "--limit", "peak=64B")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "infeasible"
+
+
+def test_start_weights_that_are_none(refused: Say, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"nonsense")
+    assert "weights.safetensors" in refused("digits", "--weights", str(tmp_path / "weights.safetensors"))
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, table_folder: Path) -> None:
+    """A file size limit stands in for a full disk: writing fails in the same place, with an errno of the same family."""
+    out = tmp_path / "run"
+    code = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)); from sartor import cli; sys.exit(cli.main(sys.argv[1:]))"
+    arguments = ["search", "digits", "--minutes", "0.2", "--no-baselines", "--limit-train", "300", "--out", str(out)]
+    environment = {**os.environ, "SARTOR_CACHE": str(table_folder)}
+    found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    assert found.returncode == 2, found.stderr
+    assert "Traceback" not in found.stderr
+    assert (out / "config.json").is_file()
+
+
+def test_a_folder_that_cannot_be_made(refused: Say, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refused("digits", "--out", str(tmp_path / "file" / "run"))
