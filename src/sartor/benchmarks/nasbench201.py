@@ -20,7 +20,7 @@ OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """(from, to), in the order in which a cell string lists them."""
 CHOICES = tuple(f"edge{source}{target}" for source, target in EDGES)
-SPACE = Space({choice: OPS for choice in CHOICES})
+SPACE = Space(dict.fromkeys(CHOICES, OPS))
 CELLS = SPACE.size
 DATASETS = ("cifar10", "cifar100", "imagenet16")
 
@@ -94,7 +94,7 @@ def arch_of(index: int) -> Arch:
 
 @lru_cache(maxsize=1)
 def connected() -> np.ndarray:
-    """Mask `(15625,)` of the cells with a path from input to output; the other 341 are constant functions, whatever they were trained on."""
+    """Mask `(15625,)` of the cells with a path from input to output; the other 341 are constant functions. Read-only."""
     used = cells() != 0
     reached = np.zeros((CELLS, 4), dtype=bool)
     reached[:, 0] = True

@@ -1,4 +1,4 @@
-"""The Once-for-All MobileNetV3 space: Cai et al. 2020, "Once-for-All: Train One Network and Specialize it for Efficient Deployment", ICLR 2020.
+"""The Once-for-All MobileNetV3 space: Cai et al. 2020, "Once-for-All: Train One Network and Specialize it for Efficient Deployment", ICLR.
 
 Two tables, of different architectures: `ofa` has GPU latencies, `ofa_accuracy` ImageNet accuracies of sub-networks with the supernet's
 weights. No architecture has both, so they make no task; they are what predictors are fitted to and tested on.

@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Table:
     columns: Mapping[str, Column]
 
     def column(self, name: str) -> np.ndarray:
-        """The numbers of a column, float64 `(rows,)` or, where each row holds several, `(rows, k)`; NaN where nothing was measured. Read-only.
+        """The numbers of a column, float64 `(rows,)`, or `(rows, k)` where each row holds several; NaN where none was measured. Read-only.
 
         Raises:
             UserError: for an unknown column, naming the closest.
@@ -65,12 +65,12 @@ class Table:
         return _decoded(self.name, name, self.columns[name].decimals)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _arrays(name: str) -> Any:
     return np.load(FOLDER / f"{name}.npz", allow_pickle=False)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _decoded(table: str, column: str, decimals: int) -> np.ndarray:
     stored = _arrays(table)[column]
     # A division by a power of ten is correctly rounded: the same float as the decimal's.
@@ -79,7 +79,7 @@ def _decoded(table: str, column: str, decimals: int) -> np.ndarray:
     return values
 
 
-@lru_cache(maxsize=None)
+@cache
 def catalogue() -> Mapping[str, Table]:
     """All tables by name."""
     entries = json.loads((FOLDER / "tables.json").read_text(encoding="utf-8"))
