@@ -1,0 +1,193 @@
+"""Gaussian-process regression on embedded architectures (Rasmussen & Williams 2006, Gaussian Processes for Machine Learning).
+
+The kernel is a sum of terms, each a product over groups of columns: `sum_t s_t exp(-sum_g w_tg d_g(x, x'))`, with `d_g` the squared
+distance within group `g`. With one group for each choice this is a weighted Hamming kernel with automatic relevance determination. The mean
+is an unknown constant (a constant kernel). Hyperparameters maximise the marginal likelihood under log-normal priors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_CONSTANT = 1.0  # variance of the constant, in units of the targets' variance
+_JITTER = 1e-8
+_NOISE_PRIOR = (np.log(0.01), 1.5)  # mean and deviation of the logarithm of the noise variance
+_SHARE_DEVIATION = 1.0  # of the logarithm of a term's variance
+_WEIGHT_DEVIATION = 1.2  # of the logarithm of a group's weight
+_TOTAL_DECAY = 1.5  # prior mean of the sum of a term's weights: what two random architectures differ by, as exponents
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What a kernel is made of: the group of every column, and for each term the groups in its product."""
+
+    group: NDArray[np.int64]
+    terms: tuple[tuple[int, ...], ...]
+
+    @property
+    def groups(self) -> int:
+        return int(self.group.max(initial=-1)) + 1
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Hyperparameters: weights `(terms, groups)` (zero where a group is not in the term), variances `(terms,)`, and the noise variance."""
+
+    weights: Floats
+    variances: Floats
+    noise: float
+
+    @staticmethod
+    def prior(kernel: Kernel) -> Hyper:
+        """The prior's medians. Weights shrink with the number of groups, as in Hvarfner et al. 2024 (ICML, section 4)."""
+        weights = np.zeros((len(kernel.terms), kernel.groups))
+        for t, term in enumerate(kernel.terms):
+            weights[t, list(term)] = _TOTAL_DECAY / max(1, len(term))
+        return Hyper(weights, np.full(len(kernel.terms), 1 / max(1, len(kernel.terms))), float(np.exp(_NOISE_PRIOR[0])))
+
+
+def covariance(a: Floats, b: Floats, kernel: Kernel, hyper: Hyper) -> Floats:
+    """Prior covariance `(n, m)` of the latent function between rows `a` (n, columns) and `b` (m, columns)."""
+    total = np.full((len(a), len(b)), _CONSTANT)
+    for weights, variance in zip(hyper.weights, hyper.variances, strict=True):
+        scale = np.sqrt(weights[kernel.group])
+        used = scale > 0
+        u, v = a[:, used] * scale[used], b[:, used] * scale[used]
+        squared = (u**2).sum(1)[:, None] + (v**2).sum(1)[None] - 2 * u @ v.T
+        total += variance * np.exp(-np.maximum(squared, 0.0, out=squared), out=squared)
+    return total
+
+
+def fit(x: Floats, y: Floats, kernel: Kernel, *, iterations: int = 40) -> Hyper:
+    """The hyperparameters that maximise marginal likelihood times prior, from the prior's median by L-BFGS with exact gradients.
+
+    Args:
+        x: embedded architectures (n, columns).
+        y: targets (n,), standardised.
+    """
+    from scipy.optimize import minimize
+
+    distances = np.array([_squared(x[:, kernel.group == g]) for g in range(kernel.groups)]).reshape(-1, len(x), len(x))
+    start = Hyper.prior(kernel)
+    pairs = [(t, g) for t, term in enumerate(kernel.terms) for g in term]
+    rows, columns = np.array([t for t, _ in pairs], dtype=int), np.array([g for _, g in pairs], dtype=int)
+    centre = np.concatenate([np.log(start.weights[rows, columns]), np.log(start.variances), [_NOISE_PRIOR[0]]])
+    deviation = np.concatenate([np.full(len(pairs), _WEIGHT_DEVIATION), np.full(len(kernel.terms), _SHARE_DEVIATION), [_NOISE_PRIOR[1]]])
+
+    def unpack(theta: Floats) -> Hyper:
+        weights = np.zeros_like(start.weights)
+        weights[rows, columns] = np.exp(theta[: len(pairs)])
+        return Hyper(weights, np.exp(theta[len(pairs) : -1]), float(np.exp(theta[-1])))
+
+    def objective(theta: Floats) -> tuple[float, Floats]:
+        z = (theta - centre) / deviation
+        value, d_weights, d_variances, d_noise = _negative_likelihood(distances, y, unpack(theta))
+        gradient = np.concatenate([d_weights[rows, columns], d_variances, [d_noise]])
+        return value + 0.5 * float(z @ z), gradient + z / deviation
+
+    bounds = list(zip(centre - 4 * deviation, centre + 4 * deviation, strict=True))
+    found = minimize(objective, centre, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
+    return unpack(found.x)
+
+
+def _squared(x: Floats) -> Floats:
+    norms = (x**2).sum(1)
+    return np.maximum(norms[:, None] + norms[None] - 2 * x @ x.T, 0.0)
+
+
+def _negative_likelihood(distances: Floats, y: Floats, hyper: Hyper) -> tuple[float, Floats, Floats, float]:
+    """Negative log marginal likelihood (without its constant), and its gradients by the logarithms of weights, variances and noise.
+
+    Rasmussen & Williams 2006, equations 5.8 and 5.9. `distances` is (groups, n, n).
+    """
+    from scipy.linalg import cho_solve, cholesky
+
+    n = len(y)
+    terms = [s * np.exp(-np.tensordot(w, distances, axes=1)) for w, s in zip(hyper.weights, hyper.variances, strict=True)]
+    lower = cholesky(sum(terms, np.full((n, n), _CONSTANT)) + (hyper.noise + _JITTER) * np.eye(n), lower=True)
+    inverse = cho_solve((lower, True), np.eye(n))
+    alpha = inverse @ y
+    value = 0.5 * float(y @ alpha) + float(np.log(np.diag(lower)).sum())
+    slope = inverse - np.outer(alpha, alpha)  # twice the derivative by the covariance
+    flat = distances.reshape(len(distances), n * n)
+    by_term = [slope * term for term in terms]
+    d_weights = np.stack([-0.5 * w * (flat @ part.ravel()) for w, part in zip(hyper.weights, by_term, strict=True)])
+    d_variances = np.array([0.5 * part.sum() for part in by_term])
+    return value, d_weights, d_variances, 0.5 * hyper.noise * float(np.trace(slope))
+
+
+@dataclass(frozen=True)
+class GP:
+    """A process conditioned on targets `y` (n,) at rows `x` (n, columns); `lower` is the Cholesky factor of their covariance."""
+
+    kernel: Kernel
+    hyper: Hyper
+    x: Floats
+    y: Floats
+    lower: Floats
+
+    @staticmethod
+    def condition(x: Floats, y: Floats, kernel: Kernel, hyper: Hyper) -> GP:
+        from scipy.linalg import cholesky
+
+        matrix = covariance(x, x, kernel, hyper) + (hyper.noise + _JITTER) * np.eye(len(x))
+        return GP(kernel, hyper, x, y, cholesky(matrix, lower=True))
+
+    def posterior(self, rows: Floats) -> Posterior:
+        """Of the latent function at `rows` (m, columns)."""
+        from scipy.linalg import solve_triangular
+
+        reach = solve_triangular(self.lower, covariance(self.x, rows, self.kernel, self.hyper), lower=True, check_finite=False)
+        half = solve_triangular(self.lower, self.y, lower=True, check_finite=False)
+        prior = _CONSTANT + float(self.hyper.variances.sum())
+        return Posterior(self, rows, half @ reach, np.maximum(prior - (reach**2).sum(0), 1e-12), reach)
+
+    def believe(self, rows: Floats) -> GP:
+        """Conditioned further on the posterior mean at `rows` (k, columns): the believer's fantasies.
+
+        Means stay, variances shrink around `rows` (Ginsbourger et al. 2010, "Kriging Is Well-Suited to Parallelize Optimization",
+        section 4.2). The Cholesky factor is extended, not computed again.
+        """
+        from scipy.linalg import cholesky
+
+        if not len(rows):
+            return self
+        seen = self.posterior(rows)
+        corner = covariance(rows, rows, self.kernel, self.hyper) - seen.reach.T @ seen.reach
+        corner += (self.hyper.noise + _JITTER) * np.eye(len(rows))
+        n, k = len(self.x), len(rows)
+        lower = np.zeros((n + k, n + k))
+        lower[:n, :n], lower[n:, :n], lower[n:, n:] = self.lower, seen.reach.T, cholesky(corner, lower=True)
+        return GP(self.kernel, self.hyper, np.vstack([self.x, rows]), np.concatenate([self.y, seen.mean]), lower)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and variance `(m,)` of the latent function at `rows`; `reach` (n, m) is the factor's inverse times the cross-covariance."""
+
+    gp: GP
+    rows: Floats
+    mean: Floats
+    variance: Floats
+    reach: Floats
+
+    def believe(self, i: int) -> Posterior:
+        """After a fantasy of the mean at row `i`: one more row of `reach`, variances reduced."""
+        gp = self.gp
+        cross = covariance(self.rows[[i]], self.rows, gp.kernel, gp.hyper)[0] - self.reach[:, i] @ self.reach
+        step = cross / np.sqrt(self.variance[i] + gp.hyper.noise + _JITTER)
+        return replace(self, variance=np.maximum(self.variance - step**2, 1e-12), reach=np.vstack([self.reach, step]))
+
+    def draw(self, count: int, rng: np.random.Generator) -> Floats:
+        """Joint draws `(count, m)` of the latent function at all rows."""
+        from scipy.linalg import eigh
+
+        matrix = covariance(self.rows, self.rows, self.gp.kernel, self.gp.hyper) - self.reach.T @ self.reach
+        values, vectors = eigh(matrix)  # rows may be alike to the kernel: a Cholesky factor would need a nugget
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        return self.mean + rng.standard_normal((count, len(self.mean))) @ root.T

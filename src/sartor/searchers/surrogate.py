@@ -1,0 +1,148 @@
+"""Gaussian-process models of every metric that the goals read, each on a scale on which a Gaussian is sensible.
+
+Metrics become *losses*: positive numbers that are minimised (accuracy is turned into error, throughput into its inverse). A loss is
+modelled as its logarithm, or as the normal score of its rank (Salinas, Shen & Perrone 2020, "A Quantile-Based Approach for Hyperparameter
+Transfer Learning", section 4), in which neither the scale nor a heavy tail of bad architectures matters. Missing values and failures are
+left out of a metric's model; that an architecture may fail is modelled by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sartor.goals import METRICS, Goals
+from sartor.searchers.gp import GP, Floats, Hyper, Kernel, Posterior, fit
+from sartor.trial import Trial
+
+Scale = Literal["log", "scores"]
+WORKS = "works"  # the column that tells trials with all metrics (-1) from others (1)
+_LEAST = 1e-4  # added to a loss before the logarithm, so that a perfect accuracy has one
+
+
+def loss(metric: str, value: float) -> float:
+    """A metric as a positive number to be minimised; NaN where it is missing or not finite."""
+    about = METRICS[metric]
+    if about.direction == "min":
+        return float(value) if np.isfinite(value) else np.nan
+    if about.unit == "fraction":
+        return 1 - float(value) if np.isfinite(value) else np.nan
+    return 1 / float(value) if np.isfinite(value) and value > 0 else np.nan
+
+
+def metric_value(metric: str, value: float) -> float:
+    """Inverse of :func:`loss`."""
+    about = METRICS[metric]
+    if about.direction == "min":
+        return value
+    return 1 - value if about.unit == "fraction" else 1 / value
+
+
+def modelled(goals: Goals) -> dict[str, str]:
+    """What the goals read: key of a trial's metrics (with its statistic) -> name in :data:`METRICS`."""
+    return {**{name: name for name in goals.objectives}, **{limit.key: limit.metric for limit in goals.limits}}
+
+
+def losses(goals: Goals, trials: Sequence[Trial]) -> dict[str, Floats]:
+    """Losses `(n,)` of everything that the goals read, by its key; NaN where a trial has none."""
+    metrics = modelled(goals)
+    rows = [trial.metrics if trial.status == "complete" else {} for trial in trials]
+    return {key: np.array([loss(metric, row.get(key, np.nan)) for row in rows], dtype=float) for key, metric in metrics.items()}
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A monotone map of losses onto the scale of a model, on which the training targets have mean 0 and deviation 1."""
+
+    scale: Scale
+    knots: Floats
+    heights: Floats
+    shift: float
+    width: float
+
+    @staticmethod
+    def of(values: Floats, scale: Scale) -> Warp:
+        from scipy.special import ndtri
+        from scipy.stats import rankdata
+
+        knots, heights = np.zeros(0), np.zeros(0)
+        if scale == "scores":
+            scores = ndtri((rankdata(values) - 0.5) / len(values))
+            knots, first = np.unique(values, return_index=True)
+            heights = scores[first]
+        raw = _raw(values, scale, knots, heights)
+        return Warp(scale, knots, heights, float(raw.mean()), float(raw.std()) or 1.0)
+
+    def __call__(self, values: Floats) -> Floats:
+        return (_raw(values, self.scale, self.knots, self.heights) - self.shift) / self.width
+
+    def inverse(self, heights: Floats) -> Floats:
+        """Losses (above zero) of which these are the heights."""
+        raw = self.shift + self.width * heights
+        return np.maximum(np.exp(raw) - _LEAST, 1e-12) if self.scale == "log" else np.interp(raw, self.heights, self.knots)
+
+
+def _raw(values: Floats, scale: Scale, knots: Floats, heights: Floats) -> Floats:
+    return np.log(np.maximum(values, 0.0) + _LEAST) if scale == "log" else np.interp(values, knots, heights)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A process for one column, on the scale of its warp."""
+
+    gp: GP
+    warp: Warp
+
+    @staticmethod
+    def of(rows: Floats, values: Floats, kernel: Kernel, hyper: Hyper, scale: Scale) -> Model:
+        known = np.isfinite(values)
+        warp = Warp.of(values[known], scale)
+        return Model(GP.condition(rows[known], warp(values[known]), kernel, hyper), warp)
+
+
+def hyperparameters(rows: Floats, values: Floats, kernel: Kernel, scale: Scale) -> Hyper | None:
+    """Fitted to the finite values; None where there are fewer than two."""
+    known = np.isfinite(values)
+    if known.sum() < 2:
+        return None
+    return fit(rows[known], Warp.of(values[known], scale)(values[known]), kernel)
+
+
+@dataclass(frozen=True)
+class Belief:
+    """What a model says about candidates, standardised: mean and deviation `(m,)` of the value that an evaluation would return."""
+
+    posterior: Posterior
+    warp: Warp
+
+    @staticmethod
+    def of(model: Model, rows: Floats, pending: Floats) -> Belief:
+        return Belief(model.gp.believe(pending).posterior(rows), model.warp)
+
+    @property
+    def mean(self) -> Floats:
+        return self.posterior.mean
+
+    @property
+    def deviation(self) -> Floats:
+        """With the noise: what tells an architecture from its twins (its training run) is part of the value searched for."""
+        return np.sqrt(self.posterior.variance + self.posterior.gp.hyper.noise)
+
+    def believe(self, i: int) -> Belief:
+        return Belief(self.posterior.believe(i), self.warp)
+
+    def logarithm(self) -> tuple[Floats, Floats]:
+        """Mean and deviation `(m,)` of the logarithm of (loss + 1e-4); the scale must be "log"."""
+        return self.warp.shift + self.warp.width * self.mean, self.warp.width * self.deviation
+
+
+def beliefs(models: Mapping[str, Model], rows: Floats, pending: Floats) -> dict[str, Belief]:
+    return {key: Belief.of(model, rows, pending) for key, model in models.items()}
+
+
+def shifted(values: Floats) -> Floats:
+    """Losses on the scale of which :meth:`Belief.logarithm` is the logarithm."""
+    return np.maximum(values, 0.0) + _LEAST
