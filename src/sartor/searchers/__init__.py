@@ -10,13 +10,42 @@ from typing import Any
 from sartor.arch import Space
 from sartor.errors import UserError
 from sartor.goals import Goals
+from sartor.searchers.bananas import Bananas
 from sartor.searchers.base import Searcher
+from sartor.searchers.bayes import BayesianOptimisation
+from sartor.searchers.dpp import DPPSearch
+from sartor.searchers.dppnet import DPPNet
+from sartor.searchers.evolution import RegularizedEvolution
+from sartor.searchers.genetic import GeneticAlgorithm
+from sartor.searchers.grid import GridSearch
+from sartor.searchers.halving import ASHA, Hyperband, SuccessiveHalving
+from sartor.searchers.linas import Linas
+from sartor.searchers.local import LocalSearch
 from sartor.searchers.nsga2 import NSGA2
+from sartor.searchers.nsga3 import NSGA3
+from sartor.searchers.pnas import PNAS
 from sartor.searchers.random import RandomSearch
 
 __all__ = ["NSGA2", "SEARCHERS", "RandomSearch", "Searcher", "make_searcher"]
 
-SEARCHERS: dict[str, Callable[..., Searcher]] = {"random": RandomSearch, "nsga2": NSGA2}
+SEARCHERS: dict[str, Callable[..., Searcher]] = {
+    "random": RandomSearch,
+    "nsga2": NSGA2,
+    "grid": GridSearch,
+    "evolution": RegularizedEvolution,
+    "genetic": GeneticAlgorithm,
+    "local": LocalSearch,
+    "nsga3": NSGA3,
+    "dpp": DPPSearch,
+    "pnas": PNAS,
+    "dpp-net": DPPNet,
+    "halving": SuccessiveHalving,
+    "hyperband": Hyperband,
+    "asha": ASHA,
+    "bayes": BayesianOptimisation,
+    "bananas": Bananas,
+    "linas": Linas,
+}
 
 
 def make_searcher(name: str, space: Space, goals: Goals, **settings: Any) -> Searcher:
