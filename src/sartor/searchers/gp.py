@@ -147,6 +147,13 @@ class GP:
         prior = _CONSTANT + float(self.hyper.variances.sum())
         return Posterior(self, rows, half @ reach, np.maximum(prior - (reach**2).sum(0), 1e-12), reach)
 
+    def left_out_errors(self) -> Floats:
+        """Target minus its prediction `(n,)` from all the others (Rasmussen & Williams 2006, equation 5.12)."""
+        from scipy.linalg import cho_solve
+
+        inverse = cho_solve((self.lower, True), np.eye(len(self.y)))
+        return inverse @ self.y / np.diag(inverse)
+
     def believe(self, rows: Floats) -> GP:
         """Conditioned further on the posterior mean at `rows` (k, columns): the believer's fantasies.
 
