@@ -31,6 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "halving": {},
     "hyperband": {},
     "asha": {},
+    "reinforce": {"hidden": 8, "batch": 10},
+    "ppo": {"hidden": 8, "batch": 20, "epochs": 2, "network": "transformer", "reward": "mnasnet-soft"},
     "bayes": {"initial": 5, "whole": 100, "pool": 20, "memory": 20},
     "bananas": {"initial": 5, "round": 5, "members": 2, "steps": 20, "pool": 20, "memory": 20},
     "linas": {"population": 7, "inner_population": 8, "inner_generations": 3, "memory": 20},
@@ -51,9 +53,11 @@ GOLDEN: dict[str, str] = {
     "halving": "792ef90c5d11",
     "hyperband": "b5162f2895ab",
     "asha": "c8d9b6bc0d41",
-    "bayes": "",
+    "reinforce": "44fdf4262c05",
+    "ppo": "9f7e6ce71c61",
+    "bayes": "a64ab0c55269",
     "bananas": "",
-    "linas": "",
+    "linas": "f48d48a4ef86",
 }
 
 PLAIN = Space({f"c{i}": list(range(4)) for i in range(6)})

@@ -13,6 +13,7 @@ from sartor.goals import Goals
 from sartor.searchers.bananas import Bananas
 from sartor.searchers.base import Searcher
 from sartor.searchers.bayes import BayesianOptimisation
+from sartor.searchers.controller import PPO, REINFORCE
 from sartor.searchers.dpp import DPPSearch
 from sartor.searchers.dppnet import DPPNet
 from sartor.searchers.evolution import RegularizedEvolution
@@ -42,6 +43,8 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "halving": SuccessiveHalving,
     "hyperband": Hyperband,
     "asha": ASHA,
+    "reinforce": REINFORCE,
+    "ppo": PPO,
     "bayes": BayesianOptimisation,
     "bananas": Bananas,
     "linas": Linas,
