@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def _plain(value: Any) -> Any:
 def _first_sentence(factory: Any) -> str:
     text = " ".join((inspect.getdoc(factory) or "").split("\n\n")[0].split())
     end = text.find(". ")
-    return text if end < 0 else text[: end + 1]
+    return re.sub(r":\w+:|[`*]", "", text if end < 0 else text[: end + 1])
 
 
 def print_listing(found: Mapping[str, Any]) -> None:

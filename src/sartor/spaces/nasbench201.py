@@ -150,7 +150,7 @@ class NasBench201(Net):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = ElasticLinear(channels << 2, self.classes)
 
-    def forward(self, x: Tensor, arch: AnyArch) -> Tensor:
+    def forward(self, x: Tensor, arch: AnyArch) -> Tensor:  # type: ignore[override]  # Net passes drop_path to those that take it
         x = self.stem(x, arch)
         for part in self.body:
             x = part(x, arch)
@@ -182,7 +182,9 @@ def _is_none(value: object) -> bool:
 
 
 def _total(parts: list[Tensor]) -> Tensor | None:
-    total = parts[0] if parts else None
+    if not parts:
+        return None
+    total = parts[0]
     for part in parts[1:]:
         total = total + part
     return total
