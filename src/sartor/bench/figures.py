@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette without yellow; line styles tell apart what colours no longer can.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _STYLES = [(colour, dash) for dash, colour in product(("-", "--", ":", "-."), _COLOURS)]
-_LINEAR_BELOW = {"regret": 0.1, "hypervolume gap": 1e-3}  # the axis is logarithmic above: both measures can be zero
+_LINEAR_BELOW = {"regret": 0.1, "hypervolume gap": 1e-3}  # where a measure reaches zero, the axis is logarithmic above this only
 
 
 def write_figures(folder: Path, comparison: Comparison) -> list[Path]:
@@ -65,8 +65,11 @@ def _draw_group(axes: Axes, comparison: Comparison, group: Group) -> None:
         axes.plot(evaluations[shown], middle[shown], dash, color=colour, linewidth=1.6, label=strategy)
         both = np.isfinite(low) & np.isfinite(high)
         axes.fill_between(evaluations[both], low[both], high[both], color=colour, alpha=0.12, linewidth=0)
-    axes.set_yscale("symlog", linthresh=_LINEAR_BELOW[judged.name])
-    axes.set_ylim(bottom=0)
+    if any((drawn <= 0).any() for drawn in comparison.curves[group].values()):
+        axes.set_yscale("symlog", linthresh=_LINEAR_BELOW[judged.name])
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_yscale("log")
     seeds = len(next(iter(comparison.rows[group].values())))
     axes.set_title(f"{group}, {group.mode}: median and quartiles of {seeds} seed{'' if seeds == 1 else 's'}", fontsize=10)
     axes.set_ylabel(judged.name + (f" ({judged.unit})" if judged.unit else ""))

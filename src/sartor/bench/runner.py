@@ -115,7 +115,8 @@ def _in_processes(cases: Sequence[Case], jobs: int) -> Iterator[Row]:
 class _Workers:
     """Few cases are under way at a time, so that an end or a death loses little."""
 
-    def __init__(self, cases: Sequence[Case], jobs: int) -> None:
+    def __init__(self, cases: Sequence[Case], jobs: int, work: Callable[[Case], Row] = run_case) -> None:
+        self.work = work
         self.waiting = deque(cases)
         self.jobs = min(jobs, len(cases))
         self.deaths: Counter[Case] = Counter()
@@ -129,7 +130,13 @@ class _Workers:
         suspected = any(self.deaths[case] for case in (*self.waiting, *self.running.values()))
         while self.waiting and len(self.running) < (1 if suspected else self.jobs + 1):
             case = self.waiting.popleft()
-            self.running[self.pool.submit(run_case, case)] = case
+            try:
+                self.running[self.pool.submit(self.work, case)] = case
+            except BrokenExecutor:
+                self.waiting.appendleft(case)
+                if self.running:
+                    break  # their results tell which cases the dead worker had
+                self._restart()
         return bool(self.running)
 
     def collect(self) -> list[Row]:
@@ -148,8 +155,7 @@ class _Workers:
         """One dead worker breaks the pool: all that was under way is tried again; what was there at every death is an error."""
         lost += self.running.values()
         self.running.clear()
-        self.stop()
-        self.pool = _pool(self.jobs)
+        self._restart()
         rows = []
         for case in lost:
             self.deaths[case] += 1
@@ -158,6 +164,10 @@ class _Workers:
             else:
                 self.waiting.appendleft(case)
         return rows
+
+    def _restart(self) -> None:
+        self.stop()
+        self.pool = _pool(self.jobs)
 
     def stop(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
