@@ -81,7 +81,7 @@ def prepare(base: Path, folder: Path) -> None:
     shutil.copy(base / "checkpoints" / "supernet.safetensors", folder / "checkpoints")
     shutil.copy(base / "screening.sqlite", folder)
     state = json.loads((base / "checkpoints" / "state.json").read_text())
-    facts = {key: state["facts"][key] for key in ("data", "table", "supernet")}
+    facts = {key: state["facts"][key] for key in ("data", "sizing", "table", "supernet")}
     (folder / "checkpoints" / "state.json").write_text(json.dumps({"facts": {**facts, "no_first": True}, "seconds": {"sample": 1e9}}))
 
 

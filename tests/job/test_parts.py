@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from sartor.job.context import Job, timings
 from sartor.job.finish import choose
 from sartor.job.limits import attainable, check_attainable, cheapest
 from sartor.job.plan import Plan
+from sartor.job.sizing import fit_space
 from sartor.job.state import State, write_json
 from sartor.request import SearchRequest
 from sartor.trial import Trial
@@ -115,8 +118,34 @@ def test_the_cheapest_net_is_found_and_impossible_limits_are_refused_with_the_at
     check_attainable(job)
 
 
+def test_a_space_too_large_for_the_time_loses_its_largest_picture_scales_and_says_so(request_for: Callable[..., SearchRequest]) -> None:
+    for supernet_seconds, left in ((1e9, []), (1e-3, ["stem.stride = 1"])):
+        job = Job(request_for(), Path("unused"))
+        job.__dict__["state"] = _Memory()
+        job.__dict__["plan"] = replace(job.plan, supernet=supernet_seconds)
+        largest = job.net.costs(job.net.largest)["macs"]
+        fit_space(job, 16)
+        sizing = job.state["sizing"]
+        assert all(text in sizing["note"] for text in left) and bool(sizing["note"]) == bool(left)
+        assert (job.net.costs(job.net.largest)["macs"] < 0.5 * largest) == bool(left)
+        assert all(job.net.space.choices["stem.stride"][arch["stem.stride"]] == 2 for arch in _draws(job)) or not left
+
+
+def _draws(job: Job) -> list[Arch]:
+    rng = np.random.default_rng(0)
+    return [arch for _ in range(20) for arch in (job.net.space.sample(rng), *job.net.extremes(rng))]
+
+
 class _Memory(dict[str, object]):
     """A state that is not written."""
 
+    @property
+    def facts(self) -> dict[str, object]:
+        return self
+
     def put(self, phase: str, facts: object = True) -> None:
         self[phase] = facts
+
+    @contextmanager
+    def timing(self, phase: str) -> Iterator[None]:
+        yield

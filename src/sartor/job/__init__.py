@@ -69,6 +69,7 @@ def _phases(job: Job) -> dict[str, Any]:
     from sartor.job import explore, finish, ladder, limits
     from sartor.job.conclude import conclude, partial
     from sartor.job.first import first_model
+    from sartor.job.sizing import fit_space
 
     if "finished" in job.state:
         return conclude(job, job.state["finished"]["models"], job.state["finished"]["baselines"], job.state["finished"]["refused"])
@@ -77,6 +78,7 @@ def _phases(job: Job) -> dict[str, Any]:
     if "attainable" not in job.state:
         limits.check_attainable(job)
         job.state.put("attainable")
+    fit_space(job, explore.batch_size(job))
     explore.build_table(job)
     first_model(job)
     explore.train_supernet(job)

@@ -148,7 +148,7 @@ def _write(
             "phases": [{"name": name, "seconds": seconds} for name, seconds in job.state.seconds.items()],
             "table": job.state.facts.get("table", {}),
             "predictor": job.state.facts.get("screen", {}).get("predictor", {}),
-            "notes": [*job.notes, *notes],
+            "notes": [*filter(None, [job.state.facts.get("sizing", {}).get("note")]), *notes],
             "versions": {name: version(name) for name in ("sartor", "torch", "onnxruntime", "numpy")},
             "request": job.request.model_dump(),
         }

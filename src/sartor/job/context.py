@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,6 @@ class Job:
     request: SearchRequest
     folder: Path
     progress: Progress = silent
-    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def state(self) -> State:
@@ -74,7 +73,16 @@ class Job:
         import torch
 
         torch.manual_seed(self.request.seed)
-        return build(self.request.space, self.data.input_shape, len(self.data.classes))
+        net = build(self.request.space, self.data.input_shape, len(self.data.classes))
+        kept = self.state.facts.get("sizing", {}).get("keep")
+        if kept:
+            net.space = net.space.restrict(kept)
+        return net
+
+    def forget_extremes(self) -> None:
+        """The largest and smallest architecture are remembered by the network; after its space was restricted they may be others."""
+        for name in ("largest", "smallest"):
+            self.net.__dict__.pop(name, None)
 
     @cached_property
     def goals(self) -> Goals:

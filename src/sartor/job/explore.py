@@ -22,7 +22,7 @@ from sartor.hardware.device import cores
 from sartor.hardware.graph import Op, trace
 from sartor.job.context import Job, timings
 from sartor.predictors.accuracy import Predictor, fit
-from sartor.recipes.sandwich import sandwich_step, train_sandwich
+from sartor.recipes.sandwich import train_sandwich
 from sartor.searchers import make_searcher
 from sartor.store import Store
 from sartor.trial import Trial
@@ -95,7 +95,7 @@ def train_supernet(job: Job) -> None:
     weights = job.folder / "checkpoints" / "supernet.safetensors"
     if "supernet" not in job.state:
         with job.state.timing("supernet"):
-            _fastest_threads(job)
+            torch.set_num_threads(job.state["sizing"]["threads"])
             result = train_sandwich(
                 job.net,
                 job.data,
@@ -114,26 +114,6 @@ def train_supernet(job: Job) -> None:
         load_weights(job.net, weights)
     torch.set_num_threads(cores())
     job.net.eval()
-
-
-def _fastest_threads(job: Job) -> None:
-    """Small networks are slower with several threads than with one: time a step with either, and keep the faster."""
-    x = torch.from_numpy(job.data.train.images(slice(0, batch_size(job)))).contiguous(memory_format=torch.channels_last)
-    y = torch.from_numpy(job.data.train.labels[: len(x)])
-    others = [job.net.smallest, job.net.space.sample(job.rng(5)), job.net.space.sample(job.rng(6))]
-    job.net.train()
-    job.net.to(memory_format=torch.channels_last)
-    seconds: dict[int, float] = {}
-    for threads in (1, cores()):
-        torch.set_num_threads(threads)
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            sandwich_step(job.net, x, y, others)
-            times.append(time.perf_counter() - start)
-        seconds[threads] = min(times)
-    job.net.zero_grad(set_to_none=True)
-    torch.set_num_threads(min(seconds, key=seconds.__getitem__))
 
 
 def batch_size(job: Job) -> int:
