@@ -24,12 +24,12 @@ from sartor.searchers.base import Fold, Visited
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.gp import Floats, Hyper, Kernel
 from sartor.searchers.pool import Candidates, Pool
-from sartor.searchers.surrogate import WORKS, Belief, Model, Scale, Warp, beliefs, hyperparameters, loss, losses, shifted
+from sartor.searchers.surrogate import WORKS, Belief, Model, Scale, beliefs, hyperparameters, loss, losses, shifted
 from sartor.trial import Proposal, Trial
 
 _DRAWS = 32  # samples of the sampled acquisitions
 _FIT_POINTS = 150  # hyperparameters are fitted to at most so many trials
-_JOINT = 800  # candidates of a joint draw
+_JOINT = 500  # candidates of a joint draw
 
 
 @dataclass
@@ -111,7 +111,10 @@ class BayesianOptimisation:
                 state.visited.add(arch)
                 asked.append(arch)
             if len(asked) < n:
-                asked += self._model_based(state, waiting + asked, n - len(asked), rng)
+                chosen = self._model_based(state, waiting + asked, n - len(asked), rng)
+                for arch in chosen:
+                    state.visited.add(arch)
+                asked += chosen
             while len(asked) < n and (arch := state.visited.draw(rng)) is not None:
                 state.visited.add(arch)
                 asked.append(arch)
@@ -171,68 +174,76 @@ class BayesianOptimisation:
         values, violations = self._goals.table(state.kept)
         parents = [state.kept[i].arch for i in pareto.survivors(values, 20, violations)]
         pending = self._embedding.rows(waiting)
+        levels = self._levels(state, models, pending)
 
         def promise(rows: Floats) -> Floats:
-            return self._scores(state, beliefs(models, rows, pending), rng)
+            return self._scores(levels, beliefs(models, rows, pending), rng)
 
         candidates = self._pool.candidates(state.visited, parents, promise, rng)
         if not candidates.archs:
             return []
         if self._acquisition == "thompson":
-            return self._thompson(state, models, candidates, pending, n, rng)
+            return self._thompson(levels, models, candidates, pending, n, rng)
         belief = beliefs(models, candidates.rows, pending)
         found: list[Arch] = []
         free = np.ones(len(candidates.archs), dtype=bool)
         while len(found) < n and free.any():
-            scores = np.where(free, self._scores(state, belief, rng), -np.inf)
+            scores = np.where(free, self._scores(levels, belief, rng), -np.inf)
             chosen = int(rng.choice(np.flatnonzero(scores == scores.max())))
             free[chosen] = False
             found.append(candidates.archs[chosen])
-            state.visited.add(candidates.archs[chosen])
             if len(found) < n:
+                levels = self._believed(levels, belief, np.array([chosen]))
                 belief = {key: one.believe(chosen) for key, one in belief.items()}
         return found
 
-    def _feasible_losses(self, state: _State) -> Floats:
-        """Losses `(k, objectives)` of the feasible trials."""
+    def _levels(self, state: _State, models: Mapping[str, Model], pending: Floats) -> Floats:
+        """Objectives `(k, objectives)` reached by feasible trials, and believed of pending proposals, on the scales of the models."""
         columns = losses(self._goals, state.kept)
-        feasible = [trial.status == "complete" and self._goals.feasible(trial.metrics) for trial in state.kept]
-        return np.column_stack([columns[name] for name in self._goals.objectives])[np.array(feasible, dtype=bool)]
+        feasible = np.array([trial.status == "complete" and self._goals.feasible(trial.metrics) for trial in state.kept], dtype=bool)
+        levels = np.column_stack([models[name].warp(columns[name][feasible]) for name in self._goals.objectives])
+        return self._believed(levels, beliefs(models, pending, pending[:0]), np.arange(len(pending))) if len(pending) else levels
 
-    def _scores(self, state: _State, belief: Mapping[str, Belief], rng: np.random.Generator) -> Floats:
-        """The logarithm of the acquisition function `(m,)`."""
-        reached = self._feasible_losses(state)
+    def _believed(self, levels: Floats, belief: Mapping[str, Belief], chosen: NDArray[np.int64]) -> Floats:
+        """`levels` and the means of the chosen that are more likely feasible than not; while nothing is feasible, nothing is added."""
+        means = np.column_stack([belief[name].mean for name in self._goals.objectives])[chosen]
+        likely = self._log_feasible(belief)[chosen] > np.log(0.5)
+        return np.vstack([levels, means[likely]]) if len(levels) else levels
+
+    def _scores(self, levels: Floats, belief: Mapping[str, Belief], rng: np.random.Generator) -> Floats:
+        """The logarithm of the acquisition function `(m,)`; without a feasible trial, of the probability to be one."""
         log_feasible = self._log_feasible(belief)
-        if not len(reached):
+        if not len(levels):
             return log_feasible
-        names = self._goals.objectives
-        if len(names) == 1:
-            one = belief[names[0]]
-            best = min(float(one.warp(reached[:, 0]).min()), float(one.posterior.gp.y.min()))
-            return acq.log_expected_improvement(one.mean, one.deviation, best) + log_feasible
+        if levels.shape[1] == 1:
+            one = belief[self._goals.objectives[0]]
+            return acq.log_expected_improvement(one.mean, one.deviation, float(levels.min())) + log_feasible
         with np.errstate(divide="ignore"):
-            return np.log(self._front_improvement(shifted(reached), belief, rng)) + log_feasible
+            return np.log(self._front_improvement(levels, belief, rng)) + log_feasible
 
-    def _front_improvement(self, reached: Floats, belief: Mapping[str, Belief], rng: np.random.Generator) -> Floats:
-        pairs = [belief[name].logarithm() for name in self._goals.objectives]
-        mean, deviation = (np.column_stack(part) for part in zip(*pairs, strict=True))
-        front = reached[pareto.front(reached)]
-        reference = self._corner(front)
-        if len(pairs) == 2:
-            return acq.expected_hypervolume_improvement(mean, deviation, front, reference, logarithmic=(True, True))
-        samples = np.exp(mean + deviation * rng.standard_normal((_DRAWS, 1, len(pairs))))
-        if len(pairs) == 3:
-            return acq.sampled_hypervolume_improvement(samples, front, reference)
-        weights = rng.dirichlet(np.ones(len(pairs)))
+    def _front_improvement(self, levels: Floats, belief: Mapping[str, Belief], rng: np.random.Generator) -> Floats:
+        objectives = [belief[name] for name in self._goals.objectives]
+        mean = np.column_stack([one.logarithm(one.mean) for one in objectives])
+        deviation = np.column_stack([one.warp.width * one.deviation for one in objectives])
+        front, corner = self._front(levels, objectives)
+        if len(objectives) == 2:
+            return acq.expected_hypervolume_improvement(mean, deviation, front, corner, logarithmic=(True, True))
+        samples = np.exp(mean + deviation * rng.standard_normal((_DRAWS, 1, len(objectives))))
+        if len(objectives) == 3:
+            return acq.sampled_hypervolume_improvement(samples, front, corner)
+        weights = rng.dirichlet(np.ones(len(objectives)))
         low, span = front.min(axis=0), np.maximum(np.ptp(front, axis=0), 1e-12)
         best = acq.chebyshev((front - low) / span, weights).min()
         return np.maximum(best - acq.chebyshev((samples - low) / span, weights), 0.0).mean(0)
 
-    def _corner(self, front: Floats) -> Floats:
+    def _front(self, levels: Floats, objectives: Sequence[Belief]) -> tuple[Floats, Floats]:
+        """The front of `levels` as losses `(k, objectives)`, and the corner up to which its hypervolume counts."""
+        reached = np.exp(np.column_stack([one.logarithm(levels[:, i]) for i, one in enumerate(objectives)]))
+        front = reached[pareto.front(reached)]
         if self._reference is not None:
-            return shifted(self._reference)
+            return front, shifted(self._reference)
         worst = front.max(axis=0)
-        return worst + 0.1 * np.maximum(worst - front.min(axis=0), 0.1 * np.abs(worst))
+        return front, worst + 0.1 * np.maximum(worst - front.min(axis=0), 0.1 * worst)
 
     def _log_feasible(self, belief: Mapping[str, Belief]) -> Floats:
         """Logarithm of the probability that every limit is kept and nothing fails, taken as independent."""
@@ -249,7 +260,7 @@ class BayesianOptimisation:
         return total
 
     def _thompson(
-        self, state: _State, models: Mapping[str, Model], candidates: Candidates, pending: Floats, n: int, rng: np.random.Generator
+        self, levels: Floats, models: Mapping[str, Model], candidates: Candidates, pending: Floats, n: int, rng: np.random.Generator
     ) -> list[Arch]:
         """For each proposal one joint draw of every model, and what is best in it: the limits kept, the front improved most."""
         keep = self._shortlist(models, candidates, pending, rng)
@@ -259,12 +270,11 @@ class BayesianOptimisation:
         found: list[Arch] = []
         for k in range(min(n, len(keep))):
             excess = self._drawn_excess({key: draw[k] for key, draw in draws.items()}, belief)
-            gain = self._drawn_gain(state, {key: draw[k] for key, draw in draws.items()}, belief)
+            gain = self._drawn_gain(levels, {key: draw[k] for key, draw in draws.items()}, belief)
             ranked = np.lexsort((rng.random(len(keep)), -gain, excess, ~free))
             chosen = int(ranked[0])
             free[chosen] = False
             found.append(candidates.archs[keep[chosen]])
-            state.visited.add(found[-1])
         return found
 
     def _shortlist(
@@ -291,23 +301,17 @@ class BayesianOptimisation:
                 total += np.maximum(draw[limit.key] - bound, 0.0)
         return total
 
-    def _drawn_gain(self, state: _State, draw: Mapping[str, Floats], belief: Mapping[str, Belief]) -> Floats:
-        names = self._goals.objectives
-        reached = self._feasible_losses(state)
-        if len(names) == 1 or not len(reached):
-            return -sum((draw[name] for name in names), np.zeros(len(draw[names[0]])))
-        points = np.exp(np.column_stack([belief[name].warp.shift + belief[name].warp.width * draw[name] for name in names]))
-        front = shifted(reached)
-        front = front[pareto.front(front)]
-        if len(names) <= 3:
-            return acq.sampled_hypervolume_improvement(points[None], front, self._corner(front))
-        low, span = front.min(axis=0), np.maximum(np.ptp(front, axis=0), 1e-12)
-        return -acq.chebyshev((points - low) / span, np.full(len(names), 1 / len(names)))
+    def _drawn_gain(self, levels: Floats, draw: Mapping[str, Floats], belief: Mapping[str, Belief]) -> Floats:
+        """Hypervolume that each drawn candidate adds to the front; of one or many objectives (or without a front) their negative mean."""
+        objectives = [belief[name] for name in self._goals.objectives]
+        drawn = np.column_stack([draw[name] for name in self._goals.objectives])
+        if len(levels) == 0 or not 2 <= len(objectives) <= 3:
+            return -drawn.mean(axis=1)
+        points = np.exp(np.column_stack([one.logarithm(drawn[:, i]) for i, one in enumerate(objectives)]))
+        front, corner = self._front(levels, objectives)
+        return acq.sampled_hypervolume_improvement(points[None], front, corner)
 
 
 def _best(goals: Goals, trials: Sequence[Trial], count: int) -> list[int]:
     values, violations = goals.table(trials)
     return [int(i) for i in pareto.survivors(values, count, violations)]
-
-
-__all__ = ["BayesianOptimisation", "Warp"]

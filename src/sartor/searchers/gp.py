@@ -192,9 +192,9 @@ class Posterior:
 
     def draw(self, count: int, rng: np.random.Generator) -> Floats:
         """Joint draws `(count, m)` of the latent function at all rows."""
-        from scipy.linalg import eigh
+        from scipy.linalg import cholesky
 
         matrix = covariance(self.rows, self.rows, self.gp.kernel, self.gp.hyper) - self.reach.T @ self.reach
-        values, vectors = eigh(matrix)  # rows may be alike to the kernel: a Cholesky factor would need a nugget
-        root = vectors * np.sqrt(np.maximum(values, 0.0))
-        return self.mean + rng.standard_normal((count, len(self.mean))) @ root.T
+        nugget = 1e-6 * (_CONSTANT + float(self.gp.hyper.variances.sum()))  # rows may be alike to the kernel
+        lower = cholesky(matrix + nugget * np.eye(len(matrix)), lower=True, check_finite=False)
+        return self.mean + rng.standard_normal((count, len(self.mean))) @ lower.T
