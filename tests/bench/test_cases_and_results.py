@@ -1,0 +1,123 @@
+"""What is to be run, and the file that remembers it."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sartor.bench.cases import Case, Group, grid, parse_strategy, spell_strategy
+from sartor.bench.results import Results, Row
+from sartor.errors import UserError
+
+CASE = Case("random", Group("nb201-cifar10", "raspi4", "oracle"), 3, 5)
+ROW = Row(CASE, (5, 1, 9, 7, 2), (None, 0.5, None, 1.0, None), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "settings"),
+    [
+        ("random", "random", {}),
+        (" nsga2:population=20, mutation_rate=null", "nsga2", {"population": 20, "mutation_rate": None}),
+        ("bayes:acquisition=ei,scale=0.5,whole=true", "bayes", {"acquisition": "ei", "scale": 0.5, "whole": True}),
+    ],
+)
+def test_strategies_and_their_settings(text: str, name: str, settings: dict[str, object]) -> None:
+    assert parse_strategy(text) == (name, settings)
+    assert parse_strategy(spell_strategy(name, settings)) == (name, settings)
+
+
+def test_one_spelling_whatever_the_order() -> None:
+    a, b = (spell_strategy(*parse_strategy(text)) for text in ("x:b=1,a=2.0", "x: a=2.0, b=1"))
+    assert a == b == "x:a=2.0,b=1"
+
+
+def test_grid_has_every_combination_once_and_seeds_outermost() -> None:
+    cases = grid(["random", "random", "nsga2:population=4"], ["nb201-cifar10", "nb201-cifar100"], ["raspi4", None], seeds=3, budget=7)
+    assert len(cases) == len(set(cases)) == 2 * 2 * 2 * 3
+    assert [case.seed for case in cases] == sorted(case.seed for case in cases)
+    assert {case.budget for case in cases} == {7}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "said"),
+    [
+        ((["rndom"], ["nb201-cifar10"]), {}, "did you mean 'random'"),
+        ((["nsga2:populatoin=3"], ["nb201-cifar10"]), {}, "no setting 'populatoin'"),
+        ((["nsga2:population"], ["nb201-cifar10"]), {}, "SETTING=VALUE"),
+        ((["nsga2:population=1"], ["nb201-cifar10"]), {}, "at least 2"),
+        ((["nsga2:population=few"], ["nb201-cifar10"]), {}, "nsga2:population=few"),
+        ((["random"], ["nb201"]), {}, "unknown task"),
+        ((["random"], []), {}, "at least one task"),
+        ((["random"], ["nb201-imagenet16"], ["raspi4"]), {}, "32x32"),
+        ((["random"], ["nb201-cifar10"]), {"seeds": 0}, "seeds: .* but got 0"),
+        ((["random"], ["nb201-cifar10"]), {"budget": 0}, "budget: .* but got 0"),
+        ((["random"], ["nb201-cifar10"]), {"batch": -1}, "batch: .* but got -1"),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(arguments: tuple[list[str], ...], more: dict[str, int], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        grid(*arguments, **more)  # type: ignore[arg-type]
+
+
+def test_strategies_of_other_programs_need_rows() -> None:
+    assert [case.strategy for case in grid(["tpe"], ["nb201-cifar10"], seeds=1, known={"tpe"})] == ["tpe"]
+    with pytest.raises(UserError, match="unknown searcher 'tpe'"):
+        grid(["tpe"], ["nb201-cifar10"], seeds=1)
+
+
+def test_rows_come_back(tmp_path: Path) -> None:
+    with Results(tmp_path / "deep" / "results.sqlite") as results:
+        results.add(ROW)
+    with Results(tmp_path / "deep" / "results.sqlite") as results:
+        assert results.find(CASE) == ROW
+        assert results.strategies() == ["random"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"strategy": "nsga2"},
+        {"seed": 4},
+        {"batch": 2},
+        {"budget": 6},
+        {"group": Group("nb201-cifar10", "raspi4", "realistic")},
+        {"group": Group("nb201-cifar10", None, "oracle")},
+        {"group": Group("nb201-cifar100", "raspi4", "oracle")},
+    ],
+)
+def test_another_case_is_not_found(change: dict[str, object], tmp_path: Path) -> None:
+    with Results(tmp_path / "results.sqlite") as results:
+        results.add(ROW)
+        assert results.find(replace(CASE, **change)) is None  # type: ignore[arg-type]
+
+
+def test_a_longer_run_serves_a_smaller_budget(tmp_path: Path) -> None:
+    with Results(tmp_path / "results.sqlite") as results:
+        results.add(ROW)
+        cut = results.find(replace(CASE, budget=2))
+        assert cut is not None
+        assert (cut.rows, cut.fidelities, cut.case.budget) == ((5, 1), (None, 0.5), 2)
+        assert cut.seconds == pytest.approx(0.8)
+
+
+def test_errors_are_kept_apart(tmp_path: Path) -> None:
+    with Results(tmp_path / "results.sqlite") as results:
+        results.add(replace(ROW, error="ValueError: no"))
+        assert results.find(CASE) is None
+        assert [row.error for row in results.errors([CASE])] == ["ValueError: no"]
+        results.add(ROW)
+        assert results.errors([CASE]) == [] and results.select([CASE]) == [ROW]
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE t (x)")
+    with pytest.raises(UserError, match="another SQLite file"):
+        Results(path)
+    path.write_text("text, and quite a lot of it " * 100)
+    with pytest.raises(UserError, match="cannot be used"):
+        Results(path)
