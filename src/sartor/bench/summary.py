@@ -47,10 +47,13 @@ class Comparison:
 
 
 def compare(cases: Sequence[Case], rows: Sequence[Row]) -> Comparison:
-    """Arrange rows for comparison; a seed that a strategy lacks in a group is left out of that group, and a group without seeds is too."""
+    """Arrange rows for comparison; a seed that a strategy lacks in a group is left out of that group.
+
+    Strategies without any row, and groups without a seed that is left, are not compared.
+    """
     found = {row.case: row for row in rows}
     budget = max(case.budget for case in cases)
-    strategies = tuple(dict.fromkeys(case.strategy for case in cases))
+    strategies = tuple(dict.fromkeys(case.strategy for case in cases if case in found))
     seeds: dict[Group, dict[int, dict[str, Row]]] = {}
     for case in cases:
         if case in found:
@@ -79,7 +82,7 @@ def _over_groups(comparison: Comparison) -> dict[str, Any]:
     final = comparison.ranks()[:, -1]
     order = np.argsort(final, kind="stable")
     ranks = {comparison.strategies[i]: round(float(final[i]), 3) for i in order}
-    return {"ranks": ranks, "tests": tests(comparison.blocks(), comparison.strategies, int(order[0]))}
+    return {"ranks": ranks, "tests": significance(comparison.blocks(), comparison.strategies, int(order[0]))}
 
 
 def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def _plain(value: float) -> float | None:
     return float(f"{float(value):.6g}") if math.isfinite(value) else None
 
 
-def tests(blocks: np.ndarray, strategies: Sequence[str], best: int) -> dict[str, Any] | None:
+def significance(blocks: np.ndarray, strategies: Sequence[str], best: int) -> dict[str, Any] | None:
     """p-values over `blocks` `(strategies, blocks)`; None with one strategy or fewer than five blocks, which show nothing."""
     if len(strategies) < 2 or blocks.shape[1] < 5:
         return None
