@@ -134,9 +134,9 @@ class Belief:
     def believe(self, i: int) -> Belief:
         return Belief(self.posterior.believe(i), self.warp)
 
-    def logarithm(self) -> tuple[Floats, Floats]:
-        """Mean and deviation `(m,)` of the logarithm of (loss + 1e-4); the scale must be "log"."""
-        return self.warp.shift + self.warp.width * self.mean, self.warp.width * self.deviation
+    def logarithm(self, levels: Floats) -> Floats:
+        """Logarithm of (loss + 1e-4) at these values of the model's scale, which must be "log"."""
+        return self.warp.shift + self.warp.width * levels
 
 
 def beliefs(models: Mapping[str, Model], rows: Floats, pending: Floats) -> dict[str, Belief]:
