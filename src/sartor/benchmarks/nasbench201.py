@@ -12,15 +12,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from sartor.arch import Arch, Space
+from sartor.arch import Arch
 from sartor.benchmarks.tables import table
+from sartor.cells import CellSpace
 from sartor.errors import UserError
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """(from, to), in the order in which a cell string lists them."""
 CHOICES = tuple(f"edge{source}{target}" for source, target in EDGES)
-SPACE = Space(dict.fromkeys(CHOICES, OPS))
+SPACE = CellSpace(dict(zip(CHOICES, EDGES, strict=True)), OPS)
 CELLS = SPACE.size
 DATASETS = ("cifar10", "cifar100", "imagenet16")
 
