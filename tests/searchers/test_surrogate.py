@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sartor.arch import Arch, Space
+from sartor.goals import METRICS, Goals
+from sartor.searchers.base import Visited
+from sartor.searchers.embedding import Embedding
+from sartor.searchers.pool import Pool
+from sartor.searchers.surrogate import Warp, loss, losses, metric_value
+from sartor.trial import Trial
+
+
+@given(st.sampled_from(sorted(METRICS)), st.floats(0.01, 0.99), st.floats(0.01, 0.99))
+def test_losses_are_minimised_and_have_an_inverse(metric: str, one: float, other: float) -> None:
+    better = one > other if METRICS[metric].direction == "max" else one < other
+    if abs(one - other) > 1e-9:
+        assert (loss(metric, one) < loss(metric, other)) == better
+    assert metric_value(metric, loss(metric, one)) == pytest.approx(one)
+    assert math.isnan(loss(metric, math.nan))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.001, 1000), min_size=2, max_size=30), st.sampled_from(["log", "scores"]))
+def test_warps_are_monotone_and_standardise(values: list[float], scale: str) -> None:
+    array = np.array(values)
+    warp = Warp.of(array, scale)  # type: ignore[arg-type]
+    heights = warp(array)
+    order = np.argsort(array, kind="stable")
+    assert (np.diff(heights[order]) >= -1e-9).all()
+    if np.ptp(array) > 1e-3 * array.max():
+        assert heights.mean() == pytest.approx(0, abs=1e-6) and heights.std() == pytest.approx(1, abs=1e-6)
+        assert warp.inverse(heights) == pytest.approx(array, rel=1e-5)
+
+
+def test_losses_of_failed_and_partial_trials_are_nan() -> None:
+    goals = Goals.parse(["accuracy", "latency"], ["latency_p90=2ms"])
+    arch = Arch({"a": 0})
+    trials = [
+        Trial(0, arch, {"accuracy": 0.9, "latency_ms": 2.0, "latency_ms_p90": 3.0}),
+        Trial(1, arch, {"accuracy": 0.9, "latency_ms": math.inf}),
+        Trial(2, arch, {}, status="failed"),
+    ]
+    found = losses(goals, trials)
+    assert list(found) == ["accuracy", "latency_ms", "latency_ms_p90"]
+    assert found["accuracy"][:2] == pytest.approx([0.1, 0.1]) and np.isnan(found["accuracy"][2])
+    assert found["latency_ms"][0] == 2.0 and np.isnan(found["latency_ms"][1:]).all() and found["latency_ms_p90"][0] == 3.0
+
+
+def test_pools_hold_what_is_unvisited() -> None:
+    space = Space({f"c{i}": list(range(4)) for i in range(5)})
+    embedding, rng = Embedding(space), np.random.default_rng(0)
+    visited = Visited(space)
+    for number in range(0, space.size, 3):
+        visited.add(space.at(number))
+    whole = Pool(space, embedding, 2000, 10).candidates(visited, [], lambda rows: rows[:, 0], rng)
+    assert set(whole.archs) == {arch for arch in space if arch not in visited}
+    best = space.at(500)
+    drawn = Pool(space, embedding, 0, 200).candidates(visited, [best], lambda rows: -((rows - embedding.rows([best])) ** 2).sum(1), rng)
+    assert not any(arch in visited for arch in drawn.archs) and len(set(drawn.archs)) == len(drawn.archs) <= 200
+    for found in (whole, drawn):
+        assert np.array_equal(found.rows, embedding.rows(found.archs))
+    far = [sum(arch[name] != best[name] for name in space.choices) for arch in drawn.archs]
+    assert np.mean(np.array(far) <= 3) > 0.5 and max(far) == 5  # mutants of the best, and uniform draws
