@@ -20,7 +20,7 @@ from sartor.predictors.ensemble import MLPEnsemble, fit_mlp
 from sartor.searchers.base import Fold, Visited
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.gp import Floats
-from sartor.searchers.surrogate import Warp, loss, losses
+from sartor.searchers.surrogate import Warp, best_and_latest, loss, losses
 from sartor.trial import Proposal, Trial
 
 
@@ -67,7 +67,7 @@ class Bananas:
         steps: int = 250,
         parents: int = 10,
         pool: int = 200,
-        memory: int = 500,
+        memory: int = 250,
         features: Features | None = None,
     ) -> None:
         settings = {"initial": (initial, 2), "round": (round, 1), "members": (members, 2), "steps": (steps, 1)}
@@ -104,9 +104,7 @@ class Bananas:
         if trial.arch in self._space:
             state.kept.append(trial)
         if len(state.kept) > 2 * self._memory:
-            best = _best(self._goals, state.kept, self._memory // 2)
-            others = sorted(set(range(len(state.kept))) - set(best))[-(self._memory - len(best)) :]
-            state.kept = [state.kept[i] for i in sorted([*best, *others])]
+            state.kept = best_and_latest(self._goals, state.kept, self._memory)
         if state.finished >= self._initial and (state.finished - self._initial) % self._round == 0:
             state.round, state.learnt, state.models = (state.finished - self._initial) // self._round, list(state.kept), None
 

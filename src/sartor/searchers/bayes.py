@@ -24,7 +24,7 @@ from sartor.searchers.base import Fold, Visited
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.gp import Floats, Hyper, Kernel
 from sartor.searchers.pool import Candidates, Pool
-from sartor.searchers.surrogate import WORKS, Belief, Model, Scale, beliefs, hyperparameters, loss, losses, shifted
+from sartor.searchers.surrogate import WORKS, Belief, Model, Scale, beliefs, best_and_latest, hyperparameters, loss, losses, shifted
 from sartor.trial import Proposal, Trial
 
 _DRAWS = 32  # samples of the sampled acquisitions
@@ -102,10 +102,10 @@ class BayesianOptimisation:
 
     def ask(self, history: Sequence[Trial], pending: Sequence[Proposal], n: int, rng: np.random.Generator) -> list[Proposal]:
         state = self._fold(history)
-        waiting = [proposal.arch for proposal in pending]
+        waiting = [proposal.arch for proposal in pending if proposal.arch in self._space]
         asked: list[Arch] = []
         with state.visited.holding(pending):
-            while len(asked) < n and state.finished + len(waiting) + len(asked) < self._initial:
+            while len(asked) < n and state.finished + len(pending) + len(asked) < self._initial:
                 if (arch := state.visited.draw(rng)) is None:
                     break
                 state.visited.add(arch)
@@ -128,21 +128,14 @@ class BayesianOptimisation:
         if trial.arch in self._space:
             state.kept.append(trial)
         if len(state.kept) > 2 * self._memory:
-            best = _best(self._goals, state.kept, self._memory // 2)
-            latest = [i for i in range(len(state.kept)) if i not in set(best)][-(self._memory - len(best)) :]
-            state.kept = [state.kept[i] for i in sorted([*best, *latest])]
+            state.kept = best_and_latest(self._goals, state.kept, self._memory)
         if state.finished >= 1.1 * state.fitted_at:
             state.fitted_at, state.fit_on, state.hyper = state.finished, list(state.kept), None
 
     def _models(self, state: _State) -> dict[str, Model] | None:
         """A model for every column with two values or more; None if the objectives have not."""
         if state.hyper is None:
-            trials = state.fit_on
-            if len(trials) > _FIT_POINTS:
-                best = _best(self._goals, trials, _FIT_POINTS // 2)
-                others = [i for i in range(len(trials)) if i not in set(best)]
-                spread = np.linspace(0, len(others) - 1, _FIT_POINTS - len(best)).astype(int)
-                trials = [trials[i] for i in sorted([*best, *(others[i] for i in spread)])]
+            trials = best_and_latest(self._goals, state.fit_on, _FIT_POINTS)
             rows = self._embedding.rows([trial.arch for trial in trials])
             columns = self._columns(trials)
             state.hyper = {key: hyperparameters(rows, values, self._kernel, self._scale_of(key)) for key, values in columns.items()}
@@ -310,8 +303,3 @@ class BayesianOptimisation:
         points = np.exp(np.column_stack([one.logarithm(drawn[:, i]) for i, one in enumerate(objectives)]))
         front, corner = self._front(levels, objectives)
         return acq.sampled_hypervolume_improvement(points[None], front, corner)
-
-
-def _best(goals: Goals, trials: Sequence[Trial], count: int) -> list[int]:
-    values, violations = goals.table(trials)
-    return [int(i) for i in pareto.survivors(values, count, violations)]

@@ -19,7 +19,7 @@ from sartor.goals import Goals
 from sartor.searchers.base import Fold, Visited
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.nsga2 import NSGA2
-from sartor.searchers.surrogate import Warp, losses, metric_value, modelled
+from sartor.searchers.surrogate import Warp, best_and_latest, losses, metric_value, modelled
 from sartor.trial import Proposal, Trial
 
 if TYPE_CHECKING:  # scipy is not needed to list the searchers
@@ -111,22 +111,15 @@ class Linas:
             return
         state.learnt += [one for one in state.running if one.arch in self._space]
         if len(state.learnt) > 2 * self._memory:
-            state.learnt = self._compressed(state.learnt)
+            state.learnt = best_and_latest(self._goals, state.learnt, self._memory)
         state.generation, state.running, state.plan, state.seed = state.generation + 1, [], None, None
-
-    def _compressed(self, trials: list[Trial]) -> list[Trial]:
-        values, violations = self._goals.table(trials)
-        best = {int(i) for i in pareto.survivors(values, self._memory // 2, violations)}
-        latest = [i for i in range(len(trials)) if i not in best][-(self._memory - len(best)) :]
-        return [trials[i] for i in sorted([*best, *latest])]
 
     # -- the plan of a generation -------------------------------------------------------------------------------------------
 
     def _plan(self, state: _State, seed: int) -> list[Arch]:
         """Unvisited architectures that the inner search found, best first."""
         if state.plan is None or state.plan[0] != seed:
-            trials = self._compressed(state.learnt) if len(state.learnt) > self._memory else state.learnt
-            state.plan = seed, self._search(trials, seed)
+            state.plan = seed, self._search(best_and_latest(self._goals, state.learnt, self._memory), seed)
         return state.plan[1]
 
     def _search(self, trials: list[Trial], seed: int) -> list[Arch]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from sartor import pareto
 from sartor.goals import METRICS, Goals
 from sartor.searchers.gp import GP, Floats, Hyper, Kernel, Posterior, fit
 from sartor.trial import Trial
@@ -51,6 +52,16 @@ def losses(goals: Goals, trials: Sequence[Trial]) -> dict[str, Floats]:
     metrics = modelled(goals)
     rows = [trial.metrics if trial.status == "complete" else {} for trial in trials]
     return {key: np.array([loss(metric, row.get(key, np.nan)) for row in rows], dtype=float) for key, metric in metrics.items()}
+
+
+def best_and_latest(goals: Goals, trials: Sequence[Trial], count: int) -> list[Trial]:
+    """At most `count` trials in their order: the best half of `count` by constrained dominance, and the latest of the others."""
+    if len(trials) <= count:
+        return list(trials)
+    values, violations = goals.table(trials)
+    best = {int(i) for i in pareto.survivors(values, count // 2, violations)}
+    latest = [i for i in range(len(trials)) if i not in best][len(best) - count :]
+    return [trials[i] for i in sorted([*best, *latest])]
 
 
 @dataclass(frozen=True)
