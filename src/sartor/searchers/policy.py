@@ -43,6 +43,8 @@ class Policy(nn.Module):
         seed: of the initial weights; the global generator is left as it is.
     """
 
+    allowed: Tensor  # mask (steps, options)
+
     def __init__(self, space: Space, *, network: Network, hidden: int, seed: int) -> None:
         super().__init__()
         self.space = space
