@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from sartor.arch import Arch, Space
 from sartor.goals import METRICS, Goals
 from sartor.searchers.base import Visited
+from sartor.searchers.constraints import constrained
 from sartor.searchers.embedding import Embedding
 from sartor.searchers.pool import Pool
-from sartor.searchers.surrogate import Warp, loss, losses, metric_value
+from sartor.searchers.surrogate import View, Warp, loss, losses, metric_value
 from sartor.trial import Trial
 
 
@@ -67,3 +68,19 @@ def test_pools_hold_what_is_unvisited() -> None:
         assert np.array_equal(found.rows, embedding.rows(found.archs))
     far = [sum(arch[name] != best[name] for name in space.choices) for arch in drawn.archs]
     assert np.mean(np.array(far) <= 3) > 0.5 and max(far) == 5  # mutants of the best, and uniform draws
+
+
+def test_softer_forms_of_limits_are_priced_into_the_losses() -> None:
+    goals = Goals.parse(["accuracy"], ["latency=2ms"])
+    trials = [
+        Trial(0, Arch({"a": 0}), {"accuracy": 0.9, "latency_ms": 3.0}),
+        Trial(1, Arch({"a": 1}), {"accuracy": 0.8, "latency_ms": 1.0}),
+    ]
+    hard = View.of(goals)
+    assert hard.limits == goals.limits and list(hard.columns(trials)) == ["accuracy", "latency_ms"]
+    priced = View.of(constrained(goals, "penalty", weight=2.0))
+    assert priced.limits == () and priced.columns(trials)["accuracy"] == pytest.approx([0.1 + 2.0 * 0.5**2, 0.2])
+    soft = View.of(constrained(goals, "soft")).columns(trials)
+    assert len(soft) == 2 and list(soft.values())[1] == pytest.approx([0.5, 0.0])
+    failed = Trial(2, Arch({"a": 2}), {}, status="failed")
+    assert all(np.isnan(column[2]) for column in View.of(constrained(goals, "soft")).columns([*trials, failed]).values())

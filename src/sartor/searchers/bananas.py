@@ -20,7 +20,7 @@ from sartor.predictors.ensemble import MLPEnsemble, fit_mlp
 from sartor.searchers.base import Fold, Visited
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.gp import Floats
-from sartor.searchers.surrogate import Warp, best_and_latest, loss, losses
+from sartor.searchers.surrogate import View, Warp, best_and_latest, loss
 from sartor.trial import Proposal, Trial
 
 
@@ -74,7 +74,7 @@ class Bananas:
         for name, (value, least) in {**settings, "parents": (parents, 1), "pool": (pool, 2), "memory": (memory, 10)}.items():
             if value < least:
                 raise UserError(f"bananas: {name} must be at least {least}, got {value}")
-        self._space, self._goals = space, goals
+        self._space, self._goals, self._view = space, goals, View.of(goals)
         self._initial, self._round, self._members, self._steps = initial, round, members, steps
         self._parents, self._pool, self._memory = parents, pool, memory
         self._embedding = Embedding(space, features)
@@ -83,7 +83,7 @@ class Bananas:
     def ask(self, history: Sequence[Trial], pending: Sequence[Proposal], n: int, rng: np.random.Generator) -> list[Proposal]:
         state = self._fold(history)
         models = self._train(state) if state.round >= 0 else {}
-        usable = all(name in models for name in self._goals.objectives)
+        usable = all(name in models for name in self._view.names)
         proposals: list[Proposal] = []
         with state.visited.holding(pending):
             if usable and n > 0:
@@ -113,7 +113,7 @@ class Bananas:
         if state.models is None:
             rows = self._embedding.rows([trial.arch for trial in state.learnt])
             state.models = {}
-            for i, (key, values) in enumerate(losses(self._goals, state.learnt).items()):
+            for i, (key, values) in enumerate(self._view.columns(state.learnt).items()):
                 known = np.isfinite(values)
                 if known.sum() >= 2:
                     warp = Warp.of(values[known], "log")
@@ -140,11 +140,11 @@ class Bananas:
             mean, deviation = ensemble.predict(rows)
             draws[key] = mean + deviation * rng.standard_normal(len(rows))
         excess = np.zeros(len(rows))
-        for limit in self._goals.limits:
+        for limit in self._view.limits:
             if limit.key in models:
                 bound = float(models[limit.key][1](np.array([loss(limit.metric, limit.bound)]))[0])
                 excess += np.maximum(draws[limit.key] - bound, 0.0)
-        values = np.column_stack([draws[name] for name in self._goals.objectives])
+        values = np.column_stack([draws[name] for name in self._view.names])
         return [int(i) for i in pareto.survivors(values, n, excess)]
 
 

@@ -24,7 +24,7 @@ from sartor.searchers.base import Fold, Visited
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.gp import Floats, Hyper, Kernel
 from sartor.searchers.pool import Candidates, Pool
-from sartor.searchers.surrogate import WORKS, Belief, Model, Scale, beliefs, best_and_latest, hyperparameters, loss, losses, shifted
+from sartor.searchers.surrogate import WORKS, Belief, Model, Scale, View, beliefs, best_and_latest, hyperparameters, loss, shifted
 from sartor.trial import Proposal, Trial
 
 _DRAWS = 32  # samples of the sampled acquisitions
@@ -89,10 +89,11 @@ class BayesianOptimisation:
         missing = [name for name in goals.objectives if reference is not None and name not in reference]
         if missing:
             raise UserError(f"bayes: the reference point lacks the objective '{missing[0]}'; give a value for each objective")
-        self._space, self._goals, self._acquisition = space, goals, acquisition
+        self._space, self._goals, self._acquisition, self._view = space, goals, acquisition, View.of(goals)
         self._initial, self._memory = initial, memory
-        self._scale: Scale = scale if len(goals.objectives) == 1 else "log"
-        self._reference = None if reference is None else np.array([loss(name, reference[name]) for name in goals.objectives])
+        self._scale: Scale = scale if len(self._view.names) == 1 else "log"
+        given = reference if reference is not None and self._view.names == goals.objectives else None
+        self._reference = None if given is None else np.array([loss(name, given[name]) for name in goals.objectives])
         self._embedding = Embedding(space, features)
         choices, groups = self._embedding.choices, len(self._embedding.names)
         terms = [tuple(range(choices))] + ([tuple(range(choices, groups))] if groups > choices else [])
@@ -139,7 +140,7 @@ class BayesianOptimisation:
             rows = self._embedding.rows([trial.arch for trial in trials])
             columns = self._columns(trials)
             state.hyper = {key: hyperparameters(rows, values, self._kernel, self._scale_of(key)) for key, values in columns.items()}
-        if any(state.hyper.get(name) is None for name in self._goals.objectives):
+        if any(state.hyper.get(name) is None for name in self._view.names):
             return None
         rows = self._embedding.rows([trial.arch for trial in state.kept])
         models = {}
@@ -147,16 +148,16 @@ class BayesianOptimisation:
             hyper = state.hyper.get(key)
             if hyper is not None and np.isfinite(values).sum() >= 2:
                 models[key] = Model.of(rows, values, self._kernel, hyper, self._scale_of(key))
-        return models if all(name in models for name in self._goals.objectives) else None
+        return models if all(name in models for name in self._view.names) else None
 
     def _columns(self, trials: Sequence[Trial]) -> dict[str, Floats]:
-        columns = losses(self._goals, trials)
+        columns = self._view.columns(trials)
         fails = ~np.isfinite(np.array(list(columns.values()))).all(axis=0)
         # as a loss on the log scale: 1 works, 2 fails
         return {**columns, WORKS: np.where(fails, 2.0, 1.0)} if fails.any() else columns
 
     def _scale_of(self, key: str) -> Scale:
-        return self._scale if key in self._goals.objectives else "log"
+        return self._scale if key in self._view.names else "log"
 
     # -- the proposals ----------------------------------------------------------------------------------------------------
 
@@ -192,14 +193,14 @@ class BayesianOptimisation:
 
     def _levels(self, state: _State, models: Mapping[str, Model], pending: Floats) -> Floats:
         """Objectives `(k, objectives)` reached by feasible trials, and believed of pending proposals, on the scales of the models."""
-        columns = losses(self._goals, state.kept)
-        feasible = np.array([trial.status == "complete" and self._goals.feasible(trial.metrics) for trial in state.kept], dtype=bool)
-        levels = np.column_stack([models[name].warp(columns[name][feasible]) for name in self._goals.objectives])
+        columns = self._view.columns(state.kept)
+        feasible = self._goals.table(state.kept)[1] == 0
+        levels = np.column_stack([models[name].warp(columns[name][feasible]) for name in self._view.names])
         return self._believed(levels, beliefs(models, pending, pending[:0]), np.arange(len(pending))) if len(pending) else levels
 
     def _believed(self, levels: Floats, belief: Mapping[str, Belief], chosen: NDArray[np.int64]) -> Floats:
         """`levels` and the means of the chosen that are more likely feasible than not; while nothing is feasible, nothing is added."""
-        means = np.column_stack([belief[name].mean for name in self._goals.objectives])[chosen]
+        means = np.column_stack([belief[name].mean for name in self._view.names])[chosen]
         likely = self._log_feasible(belief)[chosen] > np.log(0.5)
         return np.vstack([levels, means[likely]]) if len(levels) else levels
 
@@ -209,13 +210,13 @@ class BayesianOptimisation:
         if not len(levels):
             return log_feasible
         if levels.shape[1] == 1:
-            one = belief[self._goals.objectives[0]]
+            one = belief[self._view.names[0]]
             return acq.log_expected_improvement(one.mean, one.deviation, float(levels.min())) + log_feasible
         with np.errstate(divide="ignore"):
             return np.log(self._front_improvement(levels, belief, rng)) + log_feasible
 
     def _front_improvement(self, levels: Floats, belief: Mapping[str, Belief], rng: np.random.Generator) -> Floats:
-        objectives = [belief[name] for name in self._goals.objectives]
+        objectives = [belief[name] for name in self._view.names]
         mean = np.column_stack([one.logarithm(one.mean) for one in objectives])
         deviation = np.column_stack([one.warp.width * one.deviation for one in objectives])
         front, corner = self._front(levels, objectives)
@@ -241,7 +242,7 @@ class BayesianOptimisation:
     def _log_feasible(self, belief: Mapping[str, Belief]) -> Floats:
         """Logarithm of the probability that every limit is kept and nothing fails, taken as independent."""
         total = np.zeros(len(next(iter(belief.values())).mean))
-        for limit in self._goals.limits:
+        for limit in self._view.limits:
             if limit.key in belief:
                 one = belief[limit.key]
                 bound = float(one.warp(np.array([loss(limit.metric, limit.bound)]))[0])
@@ -277,9 +278,9 @@ class BayesianOptimisation:
         count = len(candidates.archs)
         if count <= _JOINT:
             return np.arange(count)
-        share = _JOINT // 2 // len(self._goals.objectives)
+        share = _JOINT // 2 // len(self._view.names)
         chosen: set[int] = set()
-        for name in self._goals.objectives:
+        for name in self._view.names:
             one = Belief.of(models[name], candidates.rows, pending)
             chosen.update(int(i) for i in np.argsort(one.mean - 2 * one.deviation, kind="stable")[:share])
         others = rng.permutation(count)
@@ -288,7 +289,7 @@ class BayesianOptimisation:
 
     def _drawn_excess(self, draw: Mapping[str, Floats], belief: Mapping[str, Belief]) -> Floats:
         total = np.zeros(len(next(iter(draw.values()))))
-        for limit in self._goals.limits:
+        for limit in self._view.limits:
             if limit.key in draw:
                 bound = float(belief[limit.key].warp(np.array([loss(limit.metric, limit.bound)]))[0])
                 total += np.maximum(draw[limit.key] - bound, 0.0)
@@ -296,8 +297,8 @@ class BayesianOptimisation:
 
     def _drawn_gain(self, levels: Floats, draw: Mapping[str, Floats], belief: Mapping[str, Belief]) -> Floats:
         """Hypervolume that each drawn candidate adds to the front; of one or many objectives (or without a front) their negative mean."""
-        objectives = [belief[name] for name in self._goals.objectives]
-        drawn = np.column_stack([draw[name] for name in self._goals.objectives])
+        objectives = [belief[name] for name in self._view.names]
+        drawn = np.column_stack([draw[name] for name in self._view.names])
         if len(levels) == 0 or not 2 <= len(objectives) <= 3:
             return -drawn.mean(axis=1)
         points = np.exp(np.column_stack([one.logarithm(drawn[:, i]) for i, one in enumerate(objectives)]))

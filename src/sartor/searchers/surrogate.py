@@ -15,7 +15,8 @@ from typing import Literal
 import numpy as np
 
 from sartor import pareto
-from sartor.goals import METRICS, Goals
+from sartor.goals import METRICS, Goals, Limit
+from sartor.searchers.constraints import Constrained
 from sartor.searchers.gp import GP, Floats, Hyper, Kernel, Posterior, fit
 from sartor.trial import Trial
 
@@ -52,6 +53,40 @@ def losses(goals: Goals, trials: Sequence[Trial]) -> dict[str, Floats]:
     metrics = modelled(goals)
     rows = [trial.metrics if trial.status == "complete" else {} for trial in trials]
     return {key: np.array([loss(metric, row.get(key, np.nan)) for row in rows], dtype=float) for key, metric in metrics.items()}
+
+
+@dataclass(frozen=True)
+class View:
+    """What is modelled of goals: losses to minimise (`names`), and limits to keep with a probability.
+
+    Goals whose limits are paid for (:mod:`sartor.searchers.constraints`) have none to keep: what they cost is in the objectives.
+    """
+
+    goals: Goals
+    names: tuple[str, ...]
+    limits: tuple[Limit, ...]
+
+    @staticmethod
+    def of(goals: Goals) -> View:
+        form = goals.form if isinstance(goals, Constrained) else "hard"
+        if form in ("hard", "progressive"):
+            return View(goals, goals.objectives, goals.limits)
+        extra = tuple(f"excess over {limit}" for limit in goals.limits) if form == "soft" else ()
+        return View(goals, (*goals.objectives, *extra), ())
+
+    def columns(self, trials: Sequence[Trial]) -> dict[str, Floats]:
+        """Losses `(n,)` of the objectives by name, and of limited metrics by key; NaN where a trial has none."""
+        found = losses(self.goals, trials)
+        if self.limits == self.goals.limits:
+            return found
+        paid, _ = self.goals.table(trials)
+        plain, _ = Goals(self.goals.objectives).table(trials)
+        count = len(self.goals.objectives)
+        with np.errstate(invalid="ignore"):
+            added = paid[:, :count] - plain
+        priced = {name: found[name] + np.where(np.isfinite(added[:, i]), added[:, i], np.nan) for i, name in enumerate(self.names[:count])}
+        others = {name: np.where(np.isfinite(paid[:, i]), paid[:, i], np.nan) for i, name in enumerate(self.names) if i >= count}
+        return {**priced, **others}
 
 
 def best_and_latest(goals: Goals, trials: Sequence[Trial], count: int) -> list[Trial]:
