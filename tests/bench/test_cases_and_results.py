@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,14 +53,23 @@ def test_grid_has_every_combination_once_and_seeds_outermost() -> None:
         ((["random"], ["nb201"]), {}, "unknown task"),
         ((["random"], []), {}, "at least one task"),
         ((["random"], ["nb201-imagenet16"], ["raspi4"]), {}, "32x32"),
+        ((["random"], ["nb201-cifar10"]), {"limits": ["latency=2ms"]}, "give a device"),
         ((["random"], ["nb201-cifar10"]), {"seeds": 0}, "seeds: .* but got 0"),
         ((["random"], ["nb201-cifar10"]), {"budget": 0}, "budget: .* but got 0"),
         ((["random"], ["nb201-cifar10"]), {"batch": -1}, "batch: .* but got -1"),
     ],
 )
-def test_mistakes_are_said_before_anything_runs(arguments: tuple[list[str], ...], more: dict[str, int], said: str) -> None:
+def test_mistakes_are_said_before_anything_runs(arguments: tuple[list[str], ...], more: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         grid(*arguments, **more)  # type: ignore[arg-type]
+
+
+def test_limits_have_one_spelling() -> None:
+    one, other = (
+        grid(["random"], ["nb201-cifar10"], ["raspi4"], seeds=1, limits=limits)
+        for limits in (["latency=20ms", "params<=1M"], ["params<=1000K", "latency_ms<=20", "latency_ms<=0.02s"])
+    )
+    assert one == other and str(one[0].group) == "nb201-cifar10 on raspi4 with latency_ms<=20, params<=1000000"
 
 
 def test_strategies_of_other_programs_need_rows() -> None:
@@ -85,6 +95,7 @@ def test_rows_come_back(tmp_path: Path) -> None:
         {"budget": 6},
         {"group": Group("nb201-cifar10", "raspi4", "realistic")},
         {"group": Group("nb201-cifar10", None, "oracle")},
+        {"group": Group("nb201-cifar10", "raspi4", "oracle", ("latency_ms<=20",))},
         {"group": Group("nb201-cifar100", "raspi4", "oracle")},
     ],
 )

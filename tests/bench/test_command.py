@@ -57,6 +57,15 @@ def test_a_comparison_and_its_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {picture: (out / picture).read_bytes() for picture in pictures} == before
 
 
+def test_limits_make_accuracy_the_only_objective(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ["--device", "raspi4", "--limit", "latency=20ms", "--limit", "params<=1M"]
+    assert main(["bench", *SMALL, *limits, "--out", str(tmp_path)]) == 0
+    assert "on raspi4 with latency_ms<=20, params<=1000000, realistic, 5 seeds: regret in points" in capsys.readouterr().out
+    assert (tmp_path / "regret_nb201-cifar10_raspi4_latency_ms--20_params--1000000_realistic.png").is_file()
+    (group,) = json.loads((tmp_path / "summary.json").read_text())["groups"]
+    assert group["limits"] == ["latency_ms<=20", "params<=1000000"] and "test_accuracy" in group["strategies"]["random"]
+
+
 def test_oracle_says_how_many_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", *SMALL, "--oracle", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out

@@ -64,6 +64,18 @@ def test_low_fidelity_chooses_nothing() -> None:
     assert evaluations_to_optimum(row_of([5, 6111], mode="realistic", fidelities=(0.1, 0.1)), Group("nb201-cifar10").tabular()) == 2
 
 
+def test_with_limits_only_what_keeps_them_is_chosen() -> None:
+    group = Group("nb201-cifar10", "raspi4", "oracle", ("latency_ms<=20",))
+    tabular = group.tabular()
+    kept = np.flatnonzero(tabular.feasible)
+    second, best = kept[np.argsort(tabular.reported[kept])[-2:]]
+    row = Row(Case("x", group, 0, 4), (6111, int(second), 9930, int(best)))
+    assert not tabular.feasible[[6111, 9930]].any() and measure(group) is REGRET
+    expected = [math.inf, 100 * (tabular.reported[best] - tabular.reported[second])]
+    assert curve(row, tabular, 4) == pytest.approx([expected[0], expected[1], expected[1], 0.0])
+    assert evaluations_to_optimum(row, tabular) == 4
+
+
 def test_optimum_that_was_not_reached() -> None:
     row = row_of([1, 2, 3])
     assert evaluations_to_optimum(row, row.case.group.tabular()) == math.inf

@@ -104,6 +104,31 @@ def test_mistakes_are_said(task: str, device: str | None, mode: str, said: str) 
         Tabular(task, device, mode)  # type: ignore[arg-type]
 
 
+def test_limits_leave_the_best_that_keeps_them() -> None:
+    tabular = Tabular("nb201-cifar10", "raspi4", "oracle", ["latency=20ms", "params<=500K"])
+    latency, params = table("nasbench201_latency").column("raspi4"), table("nasbench201").column("cifar10_params")
+    kept = (latency <= 20) & (params <= 500_000) & nasbench201.connected()
+    assert (tabular.feasible == kept).all() and 0 < kept.sum() < 15625
+    assert tabular.best == table("nasbench201").column("cifar10_test_200")[kept].max() / 100
+    assert tabular.goals.objectives == ("accuracy",) and len(tabular.goals.limits) == 2
+    for index in (0, 6111, APART, int(np.flatnonzero(kept)[0])):
+        assert tabular.goals.feasible(tabular(tabular.arch(index))) == kept[index]
+
+
+@pytest.mark.parametrize(
+    ("device", "limit", "said"),
+    [
+        (None, "latency=2ms", "give a device"),
+        ("raspi4", "latency_p90=2ms", "latency_ms_p90"),
+        ("raspi4", "peak=2KB", "latency_ms, params or macs"),
+        ("raspi4", "latency=1us", "no architecture keeps latency_ms<=0.001"),
+    ],
+)
+def test_limits_that_make_no_sense_are_said(device: str | None, limit: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Tabular("nb201-cifar10", device, "oracle", [limit])
+
+
 def test_one_objective_has_no_front() -> None:
     with pytest.raises(UserError, match="give a device"):
         Tabular("nb201-cifar10").gap([1])

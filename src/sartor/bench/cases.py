@@ -9,23 +9,31 @@ from typing import Any
 
 from sartor.errors import UserError
 from sartor.evaluators.tabular import Mode, Tabular
+from sartor.goals import parse_limit
 from sartor.searchers import make_searcher
 
 
 @dataclass(frozen=True)
 class Group:
-    """What strategies are compared on: a task, a device (None for accuracy alone), and what the search sees."""
+    """What strategies are compared on: a task, a device (None for accuracy alone), what the search sees, and limits to keep."""
 
     task: str
     device: str | None = None
     mode: Mode = "realistic"
+    limits: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return self.task + (f" on {self.device}" if self.device else "")
+        where = self.task + (f" on {self.device}" if self.device else "")
+        return where + (f" with {', '.join(self.limits)}" if self.limits else "")
+
+    @property
+    def front(self) -> bool:
+        """Whether a front of accuracy and latency is searched, rather than one architecture."""
+        return self.device is not None and not self.limits
 
     def tabular(self) -> Tabular:
         """The evaluator."""
-        return Tabular(self.task, self.device, self.mode)
+        return Tabular(self.task, self.device, self.mode, self.limits)
 
 
 @dataclass(frozen=True)
@@ -73,22 +81,25 @@ def grid(
     budget: int = 100,
     batch: int = 1,
     mode: Mode = "realistic",
+    limits: Sequence[str] = (),
     known: Collection[str] = (),
 ) -> list[Case]:
     """Every combination, seeds outermost, so that an interrupted comparison is fair. Nothing is given twice.
 
     Args:
         seeds: how many (0, 1, ...) or which.
+        limits: to be kept on every task; the accuracy is then the only objective.
         known: strategies that a results file has rows of, and that need not be registered here: those of other programs.
 
     Raises:
-        UserError: for an unknown strategy, setting, task or device, and numbers below 1.
+        UserError: for an unknown strategy, setting, task or device, limits that cannot be kept, and numbers below 1.
     """
     numbers = range(seeds) if isinstance(seeds, int) else seeds
     for what, value in (("seeds", len(numbers)), ("budget", budget), ("batch", batch)):
         if value < 1:
             raise UserError(f"{what}: expected a whole number of at least 1, but got {value}")
-    groups = list(dict.fromkeys(Group(task, device, mode) for task in tasks for device in devices))
+    spelled_limits = tuple(sorted({str(parse_limit(limit)) for limit in limits}))
+    groups = list(dict.fromkeys(Group(task, device, mode, spelled_limits) for task in tasks for device in devices))
     tables = [group.tabular() for group in groups]
     if not tables:
         raise UserError("expected at least one task")

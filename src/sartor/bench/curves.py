@@ -23,13 +23,13 @@ class Measure:
     description: str
 
 
-REGRET = Measure("regret", "points", "best test accuracy of the table minus that of the chosen architecture")
+REGRET = Measure("regret", "points", "best test accuracy of the table, within the limits, minus that of the chosen architecture")
 GAP = Measure("hypervolume gap", "", "1 - HV / HV(true front), error and latency, of the front found")
 
 
 def measure(group: Group) -> Measure:
-    """Regret with one objective, the hypervolume gap with two."""
-    return REGRET if group.device is None else GAP
+    """The hypervolume gap where a front is searched, regret elsewhere."""
+    return GAP if group.front else REGRET
 
 
 def curve(row: Row, tabular: Tabular, budget: int) -> np.ndarray:
@@ -37,7 +37,7 @@ def curve(row: Row, tabular: Tabular, budget: int) -> np.ndarray:
 
     An evaluation of low fidelity counts as one, too.
     """
-    found = _gaps(row, tabular) if row.case.group.device else 100 * (tabular.best - chosen_accuracy(row, tabular))
+    found = _gaps(row, tabular) if row.case.group.front else 100 * (tabular.best - chosen_accuracy(row, tabular))
     found = found[:budget]
     last = found[-1] if len(found) else math.inf
     return np.concatenate([found, np.full(budget - len(found), last)])
@@ -51,12 +51,12 @@ def _full(row: Row, tabular: Tabular) -> np.ndarray:
 
 
 def chosen_accuracy(row: Row, tabular: Tabular) -> np.ndarray:
-    """Reported accuracy `(n,)` of the architecture that one would choose after each evaluation: the best by what was seen.
+    """Reported accuracy `(n,)` of the one that one would choose after each evaluation: the best by what was seen within the limits.
 
-    -inf before the first evaluation of full fidelity.
+    -inf before the first such evaluation of full fidelity.
     """
     rows = np.asarray(row.rows, dtype=int)
-    seen = np.where(_full(row, tabular), tabular.seen[rows], -math.inf)
+    seen = np.where(_full(row, tabular) & tabular.feasible[rows], tabular.seen[rows], -math.inf)
     best = np.maximum.accumulate(seen)
     # The first to reach a value stays chosen: its position is where the running maximum last rose.
     rose = np.concatenate([[True], best[1:] > best[:-1]])[: len(rows)]

@@ -32,7 +32,7 @@ def write_figures(folder: Path, comparison: Comparison) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for group in comparison.groups:
-        name = "_".join(filter(None, (measure(group).name.split()[-1], group.task, group.device, group.mode)))
+        name = "_".join(filter(None, (measure(group).name.split()[-1], group.task, group.device, *group.limits, group.mode)))
         written.append(folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', name)}.png")
         with _figure(written[-1]) as figure:
             _draw_group(figure.subplots(), comparison, group)

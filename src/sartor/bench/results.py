@@ -16,9 +16,10 @@ from sartor.bench.cases import Case, Group
 from sartor.errors import UserError
 
 _APPLICATION = 0x73425443  # "sBTC": tells these files from other SQLite files
-_TABLE = """CREATE TABLE runs (strategy TEXT NOT NULL, task TEXT NOT NULL, device TEXT NOT NULL, mode TEXT NOT NULL, seed INTEGER NOT NULL,
-    batch INTEGER NOT NULL, budget INTEGER NOT NULL, rows TEXT NOT NULL, fidelities TEXT NOT NULL, seconds REAL NOT NULL, error TEXT,
-    version TEXT NOT NULL, PRIMARY KEY (strategy, task, device, mode, seed, batch)) WITHOUT ROWID"""
+_TABLE = """CREATE TABLE runs (strategy TEXT NOT NULL, task TEXT NOT NULL, device TEXT NOT NULL, mode TEXT NOT NULL, limits TEXT NOT NULL,
+    seed INTEGER NOT NULL, batch INTEGER NOT NULL, budget INTEGER NOT NULL, rows TEXT NOT NULL, fidelities TEXT NOT NULL,
+    seconds REAL NOT NULL, error TEXT, version TEXT NOT NULL,
+    PRIMARY KEY (strategy, task, device, mode, limits, seed, batch)) WITHOUT ROWID"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Row:
         case = replace(self.case, budget=budget)
         share = min(1.0, budget / max(1, len(self.rows)))
         return replace(self, case=case, rows=self.rows[:budget], fidelities=self.fidelities[:budget], seconds=self.seconds * share)
+
+
+def _key(case: Case) -> tuple[Any, ...]:
+    group = case.group
+    return case.strategy, group.task, group.device or "", group.mode, " ".join(group.limits), case.seed, case.batch
 
 
 class Results:
@@ -76,9 +82,10 @@ class Results:
 
     def add(self, row: Row) -> None:
         """Write a row; one of the same case, of any budget, is replaced."""
-        case, group = row.case, row.case.group
+        case = row.case
         values = (
-            *(case.strategy, group.task, group.device or "", group.mode, case.seed, case.batch, case.budget),
+            *_key(case),
+            case.budget,
             *(json.dumps(row.rows), json.dumps(row.fidelities), row.seconds, row.error, sartor.__version__),
         )
         with self._explained():
@@ -93,10 +100,10 @@ class Results:
         return Row(replace(case, budget=budget), tuple(json.loads(rows)), tuple(json.loads(fidelities)), seconds).cut(case.budget)
 
     def _read(self, columns: str, case: Case, condition: str, *more: Any) -> tuple[Any, ...] | None:
-        key = (case.strategy, case.group.task, case.group.device or "", case.group.mode, case.seed, case.batch)
-        query = f"SELECT {columns} FROM runs WHERE strategy=? AND task=? AND device=? AND mode=? AND seed=? AND batch=? AND {condition}"
+        key = "strategy=? AND task=? AND device=? AND mode=? AND limits=? AND seed=? AND batch=?"
+        query = f"SELECT {columns} FROM runs WHERE {key} AND {condition}"
         with self._explained():
-            return self._db.execute(query, (*key, *more)).fetchone()  # type: ignore[no-any-return]
+            return self._db.execute(query, (*_key(case), *more)).fetchone()  # type: ignore[no-any-return]
 
     def select(self, cases: Iterable[Case]) -> list[Row]:
         """The rows of those cases that have one."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sartor.bench.cases import Group
 from sartor.benchmarks import catalogue, table
 from sartor.evaluators.tabular import TASKS
 from sartor.report.terminal import console
@@ -65,21 +66,28 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     """One table a group, best first, then ranks over all groups and the tests."""
     out = console()
     for group in summary["groups"]:
-        out.print(_group_table(group))
+        _print_table(out, *_group_table(group))
     if len(summary["ranks"]) > 1 and summary["groups"]:
         found = summary["tests"] or {"wilcoxon_holm_p": {}, "best": None, "friedman_p": None, "blocks": 0}
         p = found["wilcoxon_holm_p"]
         rows = [[s, f"{rank:.2f}", "best" if s == found["best"] else _p(p.get(s))] for s, rank in summary["ranks"].items()]
         count = len(summary["groups"])
         title = f"Mean rank over {count} task{'' if count == 1 else 's'}, and p against the best (Wilcoxon, Holm)"
-        out.print(terminal_table(title, ("strategy", "mean rank", "p"), rows, left=1))
+        _print_table(out, title, ("strategy", "mean rank", "p"), rows)
         if found["friedman_p"] is not None:
             out.print(f"All alike? Friedman's test over {found['blocks']} blocks of task and seed: p {_p(found['friedman_p'])}")
 
 
-def _group_table(group: Mapping[str, Any]) -> Any:
+def _print_table(out: Any, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The title on a line of its own: within the table it would be folded to the table's width."""
+    out.print(f"\n[bold]{title.replace('[', chr(92) + '[')}[/bold]", soft_wrap=True)
+    out.print(terminal_table("", columns, rows, left=1))
+
+
+def _group_table(group: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, columns and rows."""
     columns = ["strategy", *(f"after {step}" for step in group["steps"][-_SHOWN:])]
-    single = group["device"] is None
+    single = group["measure"] == "regret"
     oracle = single and group["mode"] == "oracle"
     columns += (["test accuracy, mean ± sd"] if single else []) + (["evaluations to the optimum"] if oracle else []) + ["seconds"]
     ordered = sorted(group["strategies"].items(), key=lambda item: _last(item[1]["median"]))
@@ -92,9 +100,9 @@ def _group_table(group: Mapping[str, Any]) -> Any:
             cells.append(_optimum(found["optimum"]))
         rows.append([name, *cells, f"{found['seconds']:.2f}"])
     unit = f" in {group['unit']}" if group["unit"] else ""
-    where = group["task"] + (f" on {group['device']}" if group["device"] else "")
+    where = Group(group["task"], group["device"], group["mode"], tuple(group["limits"]))
     title = f"{where}, {group['mode']}, {group['seeds']} seeds: {group['measure']}{unit}, median [quartiles]"
-    return terminal_table(title, tuple(columns), rows, left=1)
+    return title, columns, rows
 
 
 def _last(values: list[float | None]) -> float:

@@ -90,7 +90,14 @@ def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
     steps = [*(step for step in STEPS if step < comparison.budget), comparison.budget]
     strategies = {s: _strategy(comparison, group, s, steps) for s in comparison.strategies}
     seeds = len(next(iter(comparison.rows[group].values())))
-    head = {"task": group.task, "device": group.device, "mode": group.mode, "seeds": seeds, "measure": judged.name}
+    head = {
+        "task": group.task,
+        "device": group.device,
+        "mode": group.mode,
+        "limits": list(group.limits),
+        "seeds": seeds,
+        "measure": judged.name,
+    }
     return {**head, "unit": judged.unit, "steps": steps, "strategies": strategies}
 
 
@@ -103,7 +110,7 @@ def _strategy(comparison: Comparison, group: Group, strategy: str, steps: Sequen
         "seconds": _plain(float(np.median([row.seconds for row in rows]))),
         "evaluations": _plain(float(np.median([len(row.rows) for row in rows]))),
     }
-    if group.device is None:
+    if not group.front:
         tabular = group.tabular()
         accuracy = 100 * np.array([chosen_accuracy(row, tabular)[-1] if row.rows else -math.inf for row in rows])
         reached = np.array([evaluations_to_optimum(row, tabular) for row in rows])

@@ -21,7 +21,7 @@ from sartor import pareto
 from sartor.arch import Arch, Space
 from sartor.benchmarks import nasbench201, table
 from sartor.errors import UserError
-from sartor.goals import Goals
+from sartor.goals import Goals, Limit, parse_limit
 
 Mode = Literal["realistic", "oracle"]
 
@@ -52,19 +52,22 @@ REFERENCE_ERROR = 0.5
 class Tabular:
     """``Tabular("nb201-cifar10", "raspi4")(arch) -> {"accuracy", "params", "macs", "latency_ms"}``; accuracy is a fraction.
 
-    `goals` are what a search on it follows: accuracy, and latency where a device is given. :meth:`target` gives what is reported of an
-    architecture, `best` is the highest reported accuracy, and :meth:`gap` compares a set of architectures with the true front.
+    `goals` are what a search on it follows: accuracy within the limits, if any; else accuracy, and latency where a device is given.
+    :meth:`target` gives what is reported of an architecture, `best` is the highest reported accuracy within the limits, and :meth:`gap`
+    compares a set of architectures with the true front.
 
     Args:
         task: a name in :data:`TASKS`.
         device: a latency column; the whole-batch time of the network on pictures of 32x32.
         mode: "realistic" or "oracle", see above.
+        limits: such as "latency_ms<=20", "params<=500K", "macs<=100M".
 
     Raises:
-        UserError: for an unknown task, device or mode, and a device with a task that it was not measured for.
+        UserError: for an unknown task, device or mode, a device with a task that it was not measured for, a limit on what the table does
+            not have, and limits that no architecture keeps.
     """
 
-    def __init__(self, task: str, device: str | None = None, mode: Mode = "realistic") -> None:
+    def __init__(self, task: str, device: str | None = None, mode: Mode = "realistic", limits: Sequence[str] = ()) -> None:
         if task not in TASKS:
             raise UserError(f"unknown task '{task}'; tasks: {', '.join(TASKS)}")
         if mode not in ("realistic", "oracle"):
@@ -74,12 +77,30 @@ class Tabular:
             known = ", ".join(self.task.devices) or "none: the latencies are those of 32x32 pictures"
             raise UserError(f"task '{task}' has no device '{device}'; devices: {known}")
         self.space: Space = nasbench201.SPACE
-        self.goals = Goals(("accuracy",) if device is None else ("accuracy", "latency_ms"))
+        parsed = tuple(parse_limit(limit) for limit in limits)
+        self.goals = Goals(("accuracy",) if device is None or parsed else ("accuracy", "latency_ms"), parsed)
         data = self.task.data
         self._seen = self._column(f"{data}_val_12") / 100
         self._reported = self._column(f"{data}_test_200") / 100
         self._params, self._macs = self._column(f"{data}_params"), self._column(f"{data}_macs")
         self._latency_ms = None if device is None else np.where(self.connected, table("nasbench201_latency").column(device), np.nan)
+        self.feasible = self._within(parsed)
+
+    def _within(self, limits: Sequence[Limit]) -> np.ndarray:
+        """Mask `(15625,)` of the architectures that keep all limits."""
+        columns = {"params": self._params, "macs": self._macs, "latency_ms": self._latency_ms}
+        mask = np.ones(len(self._params), dtype=bool)
+        for limit in limits:
+            column = columns.get(limit.key)
+            if column is None:
+                reason = "; give a device" if limit.key == "latency_ms" else ""
+                raise UserError(f"task '{self.task.name}': a limit can be on latency_ms, params or macs, got '{limit}'{reason}")
+            mask &= column <= limit.bound  # not so where it is missing
+        if not mask.any():
+            raise UserError(
+                f"task '{self.task.name}': no architecture keeps {' and '.join(map(str, limits))}; the search could find nothing"
+            )
+        return mask
 
     @staticmethod
     def _column(name: str) -> np.ndarray:
@@ -118,8 +139,8 @@ class Tabular:
 
     @cached_property
     def best(self) -> float:
-        """Highest reported accuracy, a fraction."""
-        return float(self._reported.max())
+        """Highest reported accuracy within the limits, a fraction."""
+        return float(self._reported[self.feasible].max())
 
     @cached_property
     def reference(self) -> np.ndarray:
