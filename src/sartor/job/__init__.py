@@ -70,11 +70,14 @@ def _phases(job: Job) -> dict[str, Any]:
     from sartor.job.conclude import conclude, partial
     from sartor.job.first import first_model
     from sartor.job.sizing import fit_space
+    from sartor.recipes.checkpoint import load_weights
 
     if "finished" in job.state:
         return conclude(job, job.state["finished"]["models"], job.state["finished"]["baselines"], job.state["finished"]["refused"])
     if "only_ladder" in job.state:
         return conclude(job, [], ladder.climb(job), [])
+    if job.request.weights and "supernet" not in job.state:
+        load_weights(job.net, job.request.weights)  # unfit weights are refused before anything is measured
     if "attainable" not in job.state:
         limits.check_attainable(job)
         job.state.put("attainable")
