@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from sartor.goals import Goals
 from sartor.job.conclude import comparison
 from sartor.job.context import Job, timings
 from sartor.job.finish import choose
-from sartor.job.limits import attainable, check_attainable, cheapest
+from sartor.job.limits import attainable, cheapest, check_attainable
 from sartor.job.plan import Plan
 from sartor.job.sizing import fit_space
 from sartor.job.state import State, write_json
@@ -43,7 +44,7 @@ def test_the_plan_fits_into_the_time_and_gives_the_ladder_as_much_training(minut
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 0.99), st.floats(0.01, 10)), min_size=1, max_size=30), st.integers(1, 6))
-def test_chosen_nets_are_feasible_start_with_the_most_accurate_and_keep_everything_in_reserve(points: list[tuple[float, float]], count: int) -> None:
+def test_chosen_nets_are_feasible_and_the_most_accurate_comes_first(points: list[tuple[float, float]], count: int) -> None:
     goals = Goals.parse(["accuracy", "latency_ms"], ["latency_ms<=5"])
     trials = [_trial(i, a, t) for i, (a, t) in enumerate(points)]
     trials.append(_trial(len(points), 0, 0, "failed"))
@@ -62,7 +63,7 @@ def test_chosen_nets_spread_over_the_front() -> None:
     trials = [_trial(i, 0.5 + 0.4 * i / 40, 0.1 * 1.1**i) for i in range(41)]
     latencies = sorted(t.metrics["latency_ms"] for t in choose(trials, goals, 5)[:5])
     assert latencies[-1] / latencies[0] > 5
-    assert min(b / a for a, b in zip(latencies, latencies[1:], strict=False)) > 1.2
+    assert min(b / a for a, b in itertools.pairwise(latencies)) > 1.2
 
 
 def test_state_survives_and_refuses_what_is_none(tmp_path: Path) -> None:
@@ -101,12 +102,12 @@ def test_comparison_is_measured_against_the_ladder() -> None:
     assert slower["speedup_at_ladder_best"] is None and slower["hypervolume"]["search"] == 0.0
 
 
-def test_the_cheapest_net_is_found_and_impossible_limits_are_refused_with_the_attainable_figure(request_for: Callable[..., SearchRequest]) -> None:
+def test_impossible_limits_are_refused_with_the_attainable_figure(request_for: Callable[..., SearchRequest]) -> None:
     for field, bound in (("peak_bytes", 100), ("params", 500), ("macs", 1000), ("latency_ms", 1e-4), ("throughput", 1e9)):
         sign = ">=" if field == "throughput" else "<="
         job = Job(request_for(limits=[f"{field}{sign}{bound:f}"]), Path("unused"))
         job.__dict__["state"] = _Memory()
-        with pytest.raises(UserError, match="out of reach.*attains") as caught:
+        with pytest.raises(UserError, match=r"out of reach.*attains") as caught:
             check_attainable(job)
         assert field in str(caught.value)
     job = Job(request_for(limits=["params<=2000"]), Path("unused"))

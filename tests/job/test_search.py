@@ -30,7 +30,8 @@ def test_a_search_delivers_measured_models_that_need_no_framework(request_for: C
     run = tmp_path / "run"
     for record in result["models"]:
         folder = run / "models" / record["name"]
-        assert record["metrics"]["latency_ms"] <= 1 and record["metrics"]["file_bytes"] == (folder / "model.onnx").stat().st_size <= 200 * 1024
+        assert record["metrics"]["latency_ms"] <= 1
+        assert record["metrics"]["file_bytes"] == (folder / "model.onnx").stat().st_size <= 200 * 1024
         assert record["test"]["accuracy"] == record["metrics"]["accuracy"]
         assert json.loads((folder / "card.json").read_text())["name"] == record["name"]
         code = (
@@ -53,7 +54,8 @@ def test_a_search_delivers_measured_models_that_need_no_framework(request_for: C
 def test_kill_9_at_ten_random_moments_loses_nothing(request_for: Callable[..., SearchRequest], tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sartor.cli"]
-    search = [*command, "search", "digits", "--minutes", "0.5", "--models", "2", "--no-baselines", "--limit-train", "400", "--out", str(out)]
+    options = ["--minutes", "0.5", "--models", "2", "--no-baselines", "--limit-train", "400"]
+    search = [*command, "search", "digits", *options, "--out", str(out)]
     rng = random.Random(7)
     request_for()  # the private latency table
     trials: dict[str, str] = {}
@@ -106,4 +108,3 @@ def test_one_class_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", x=np.zeros((20, 8, 8), np.uint8), y=np.zeros(20, np.int64))
     with pytest.raises(UserError, match="class"):
         job.search(SearchRequest(data=str(tmp_path / "one.npz"), out=str(tmp_path / "run")))
-
