@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 _CONSTANT = 1.0  # variance of the constant, in units of the targets' variance
 _JITTER = 1e-8
+_BLOCK = 512  # columns of a covariance at a time, so that temporaries stay in the processor's cache
 _NOISE_PRIOR = (np.log(0.01), 1.5)  # mean and deviation of the logarithm of the noise variance
 _SHARE_DEVIATION = 1.0  # of the logarithm of a term's variance
 _WEIGHT_DEVIATION = 1.2  # of the logarithm of a group's weight
@@ -58,8 +59,15 @@ def covariance(a: Floats, b: Floats, kernel: Kernel, hyper: Hyper) -> Floats:
         scale = np.sqrt(weights[kernel.group])
         used = scale > 0
         u, v = a[:, used] * scale[used], b[:, used] * scale[used]
-        squared = (u**2).sum(1)[:, None] + (v**2).sum(1)[None] - 2 * u @ v.T
-        total += variance * np.exp(-np.maximum(squared, 0.0, out=squared), out=squared)
+        norms_u, norms_v = (u**2).sum(1), (v**2).sum(1)
+        for start in range(0, len(b), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            exponent = u @ (2 * v[part]).T
+            exponent -= norms_u[:, None]
+            exponent -= norms_v[None, part]
+            np.exp(np.minimum(exponent, 0.0, out=exponent), out=exponent)
+            exponent *= variance
+            total[:, part] += exponent
     return total
 
 

@@ -159,7 +159,7 @@ def hyperparameters(rows: Floats, values: Floats, kernel: Kernel, scale: Scale) 
 
 @dataclass(frozen=True)
 class Belief:
-    """What a model says about candidates, standardised: mean and deviation `(m,)` of the value that an evaluation would return."""
+    """What a model says about candidates, standardised: mean and deviation `(m,)`."""
 
     posterior: Posterior
     warp: Warp
@@ -174,8 +174,8 @@ class Belief:
 
     @property
     def deviation(self) -> Floats:
-        """With the noise: what tells an architecture from its twins (its training run) is part of the value searched for."""
-        return np.sqrt(self.posterior.variance + self.posterior.gp.hyper.noise)
+        """Of the latent function: adding the noise made the search wait for lucky twins of what it knew."""
+        return np.sqrt(self.posterior.variance)
 
     def believe(self, i: int) -> Belief:
         return Belief(self.posterior.believe(i), self.warp)
