@@ -1,0 +1,81 @@
+"""How good the search strategies are on NAS-Bench-201, over many seeds: one command for each question.
+
+    python benchmarks/strategies.py oracle       evaluations until the optimum, when the search sees the reported accuracy itself
+    python benchmarks/strategies.py realistic    test accuracy of what was chosen by the validation accuracy of 12 epochs
+    python benchmarks/strategies.py fronts       hypervolume gap of error and latency on six devices
+
+Each is a comparison of `sartor bench` in a folder of its own, which a second call continues. Where there is a target for the best strategy,
+it stands beside the figure. Settings were chosen on CIFAR-10 (oracle) and on CIFAR-10 with raspi4 (fronts); the others are untouched tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from sartor.bench.cases import grid
+from sartor.bench.figures import write_figures
+from sartor.bench.results import Results
+from sartor.bench.runner import run
+from sartor.bench.show import print_summary
+from sartor.bench.summary import compare, summarise
+from sartor.evaluators.tabular import TASKS
+from sartor.report.terminal import Progress
+
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "oracle": {"tasks": list(TASKS), "devices": [None], "budget": 400, "mode": "oracle"},
+    "realistic": {"tasks": list(TASKS), "devices": [None], "budget": 100, "mode": "realistic"},
+    "fronts": {
+        "tasks": ["nb201-cifar10"],
+        "devices": ["raspi4", "pixel3", "eyeriss", "fpga", "gold_6226", "1080ti_1"],
+        "budget": 200,
+        "mode": "oracle",
+    },
+}
+STRATEGIES = ["random", "local", "evolution", "nsga2:population=20", "bayes"]
+MOST_EVALUATIONS = {"nb201-cifar10": 40, "nb201-cifar100": 35, "nb201-imagenet16": 70}  # targets, medians
+
+
+def judge_oracle(summary: dict[str, Any]) -> None:
+    """The best strategy's median number of evaluations until the optimum beside its target."""
+    for group in summary["groups"]:
+        medians = {name: found["optimum"]["median_evaluations"] for name, found in group["strategies"].items()}
+        reached = {name: median for name, median in medians.items() if median is not None}
+        best = min(reached, key=lambda name: reached[name], default=None)
+        most = MOST_EVALUATIONS[group["task"]]
+        if best is None:
+            print(f"{group['task']}: no strategy's median reaches the optimum within {summary['budget']} evaluations; target {most}")
+        else:
+            verdict = "kept" if reached[best] <= most else "missed"
+            print(f"{group['task']}: {best} needs {reached[best]:.0f} evaluations (median of {group['seeds']}); target {most}: {verdict}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("question", choices=QUESTIONS)
+    parser.add_argument("--strategy", action="append", help="as for `sartor bench`; repeatable")
+    parser.add_argument("--seeds", type=int, default=30)
+    parser.add_argument("--budget", type=int, help="evaluations of each run")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="folder (default: runs/strategies/QUESTION)")
+    arguments = parser.parse_args()
+    question = {**QUESTIONS[arguments.question], **({"budget": arguments.budget} if arguments.budget else {})}
+    folder = arguments.out or Path("runs/strategies") / arguments.question
+    cases = grid(arguments.strategy or STRATEGIES, **question, seeds=arguments.seeds)
+    with Results(folder / "results.sqlite") as results, Progress() as progress:
+        rows = run(cases, results, jobs=arguments.jobs, progress=progress)
+        errors = results.errors(cases)
+    comparison = compare(cases, rows)
+    summary = summarise(comparison)
+    print_summary(summary)
+    write_figures(folder, comparison)
+    if arguments.question == "oracle":
+        judge_oracle(summary)
+    for row in errors:
+        print(f"{row.case.strategy} on {row.case.group}, seed {row.case.seed}, failed: {row.error}")
+
+
+if __name__ == "__main__":
+    main()
