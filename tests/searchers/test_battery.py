@@ -53,7 +53,7 @@ GOLDEN: dict[str, str] = {
     "halving": "792ef90c5d11",
     "hyperband": "b5162f2895ab",
     "asha": "c8d9b6bc0d41",
-    "reinforce": "44fdf4262c05",
+    "reinforce": "0cdae221adf7",
     "ppo": "9f7e6ce71c61",
     "bayes": "a64ab0c55269",
     "bananas": "",

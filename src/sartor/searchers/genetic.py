@@ -88,7 +88,7 @@ class GeneticAlgorithm:
         return self._generations.ask(history, pending, n, rng)
 
     def fitness(self, trial: Trial) -> float:
-        """`a·Acc + b/Lat + c/Size` of a trial, less what soft limits deduct; -inf where a metric is missing, or a divisor not above zero."""
+        """`a·Acc + b/Lat + c/Size`, less what softer limits deduct; -inf where a metric is missing, or a divisor not above zero."""
         total = 0.0
         for name, weight in self._weights.items():
             value = trial.metrics.get(name, math.nan) if trial.status == "complete" else math.nan
@@ -99,18 +99,15 @@ class GeneticAlgorithm:
         return total - float(deductions(self._goals, [trial])[0])
 
     def _select(self, parents: _Population, children: list[Trial], generation: int) -> _Population:
-        """The elite of all and the children, `population` in all."""
-        old = self._ranked(list(parents.trials))
-        new = self._ranked(children)
-        elite = self._ranked([*old[: self._elite], *new])[: self._elite]
-        kept = {trial.number for trial in elite}
-        trials = self._ranked([*elite, *(trial for trial in new if trial.number not in kept)][: max(self._size, self._elite)])
-        return _Population(tuple(trials), tuple(map(self.fitness, trials)), tuple(self._goals.table(trials)[1].tolist()))
-
-    def _ranked(self, trials: list[Trial]) -> list[Trial]:
-        violations = self._goals.table(trials)[1]
-        keys = [(violations[i], -self.fitness(trial)) for i, trial in enumerate(trials)]
-        return [trials[i] for i in sorted(range(len(trials)), key=keys.__getitem__)]
+        """The elite of all and, beside it, the best of the children: `population` in all."""
+        merged = [*parents.trials, *children]
+        fitness = [*parents.fitness, *map(self.fitness, children)]
+        violations = self._goals.table(merged)[1].tolist()
+        order = sorted(range(len(merged)), key=lambda i: (violations[i], -fitness[i]))
+        elite = order[: self._elite]
+        young = [i for i in order[self._elite :] if i >= len(parents.trials)]
+        kept = sorted([*elite, *young][: self._size], key=lambda i: (violations[i], -fitness[i]))
+        return _Population(tuple(merged[i] for i in kept), tuple(fitness[i] for i in kept), tuple(violations[i] for i in kept))
 
     def _pick(self, members: _Population, rng: np.random.Generator) -> Trial:
         count = len(members.trials)
