@@ -18,7 +18,7 @@ from sartor.cli import main
 from sartor.request import SearchRequest
 
 HEAVY = ("torch", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "plotly", "matplotlib", "numpy", "pydantic", "lightgbm")
-COMMANDS = ("search", "resume", "report", "devices", "profile", "export", "baseline", "data", "spaces")
+COMMANDS = ("search", "bench", "resume", "report", "devices", "profile", "export", "baseline", "data", "spaces")
 
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +87,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("search digit", ["data", "'digit'", "did you mean 'digits'?"]),
     ("search no/such/folder", ["data", "no/such/folder", "there is no"]),
     ("search digits --space mobil", ["space", "'mobil'", "did you mean 'mobile'?"]),
-    ("search digits --strategy nsga", ["strategy", "'nsga'", "did you mean 'nsga2'?"]),
+    ("search digits --strategy nsga22", ["strategy", "'nsga22'", "did you mean 'nsga2'?"]),
     ("search digits --device phone", ["device", "host", "'phone'"]),
     ("search digits --precision int4", ["precision", "int8 or fp32", "'int4'"]),
     ("search digits --threads 0", ["threads", "at least 1", "0"]),
