@@ -70,8 +70,10 @@ def one(base: Path, folder: Path, bound: float, seconds: float) -> dict:
         return {"bound": bound, "refused": "; ".join(r["reason"] for r in result["refused"]) or result["status"]}
     model = result["models"][0]
     return {
-        "bound": bound, "file": str(folder / model["file"]), "promised": model["metrics"]["latency_ms"], "predicted": model["predicted"],
-        "accuracy": model["metrics"]["accuracy"], "validation": model["validation"]["accuracy"], "best_of_pool": best_of_pool(folder, bound),
+        "bound": bound, "file": str(folder / model["file"]), "promised": model["metrics"]["latency_ms"],
+        "predicted": model["predicted"],
+        "accuracy": model["metrics"]["accuracy"], "validation": model["validation"]["accuracy"],
+        "best_of_pool": best_of_pool(folder, bound),
     }  # fmt: skip
 
 
