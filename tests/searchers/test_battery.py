@@ -56,7 +56,7 @@ GOLDEN: dict[str, str] = {
     "reinforce": "0cdae221adf7",
     "ppo": "9f7e6ce71c61",
     "bayes": "a64ab0c55269",
-    "bananas": "",
+    "bananas": "e39802c6a926",
     "linas": "f48d48a4ef86",
 }
 
