@@ -14,7 +14,7 @@ import pytest
 
 from sartor.arch import Arch, Space
 from sartor.goals import Goals
-from sartor.searchers import SEARCHERS, Searcher, make_searcher
+from sartor.searchers import MULTI_FIDELITY, SEARCHERS, Searcher, make_searcher
 from sartor.trial import Proposal, Trial
 
 CASES: dict[str, dict[str, Any]] = {
@@ -144,6 +144,11 @@ def evaluations(trials: Sequence[Trial | Proposal]) -> list[tuple[Arch, float | 
 
 def test_every_searcher_has_a_row() -> None:
     assert set(CASES) == set(GOLDEN) == set(SEARCHERS)
+
+
+def test_only_multi_fidelity_searchers_propose_a_fidelity(name: str) -> None:
+    levels = {trial.fidelity for trial in trials_of(make(name), trials=30)}
+    assert (len(levels) > 1 and None not in levels) if name in MULTI_FIDELITY else levels == {None}
 
 
 @pytest.mark.parametrize("space", SPACES)

@@ -27,7 +27,7 @@ from sartor.searchers.nsga3 import NSGA3
 from sartor.searchers.pnas import PNAS
 from sartor.searchers.random import RandomSearch
 
-__all__ = ["NSGA2", "SEARCHERS", "RandomSearch", "Searcher", "make_searcher"]
+__all__ = ["MULTI_FIDELITY", "NSGA2", "SEARCHERS", "RandomSearch", "Searcher", "make_searcher"]
 
 SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "random": RandomSearch,
@@ -49,6 +49,7 @@ SEARCHERS: dict[str, Callable[..., Searcher]] = {
     "bananas": Bananas,
     "linas": Linas,
 }
+MULTI_FIDELITY = frozenset({"halving", "hyperband", "asha"})  # these call `evaluate(arch, fidelity)`
 
 
 def make_searcher(name: str, space: Space, goals: Goals, **settings: Any) -> Searcher:
