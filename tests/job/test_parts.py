@@ -25,6 +25,7 @@ from sartor.job.limits import attainable, cheapest, check_attainable
 from sartor.job.plan import Plan
 from sartor.job.sizing import fit_space
 from sartor.job.state import State, write_json
+from sartor.job.workers import share_seconds
 from sartor.request import SearchRequest
 from sartor.trial import Trial
 
@@ -150,3 +151,20 @@ class _Memory(dict[str, object]):
     @contextmanager
     def timing(self, phase: str) -> Iterator[None]:
         yield
+
+
+def test_training_time_is_shared_by_cost_and_has_a_floor() -> None:
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(1)
+    small = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    large = nn.Sequential(
+        nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3)
+    )
+    before = large[0].weight.clone()
+    cheap, dear = share_seconds([small, large], (1, 16, 16), 64, 100.0)
+    assert dear > 2 * cheap and dear <= 100.0
+    assert torch.equal(before, large[0].weight)
+    assert all(0 < seconds <= 20.0 for seconds in share_seconds([small, large], (1, 16, 16), 64, 1e-6))
+    assert share_seconds([], (1, 16, 16), 64, 1.0) == []

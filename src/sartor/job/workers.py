@@ -26,6 +26,9 @@ from sartor.hardware.device import cores
 from sartor.job.context import Job
 from sartor.job.state import write_json
 
+_PROBE = 32  # images in the step that is timed
+_FLOOR_IMAGES, _FLOOR_SECONDS = 20_000, 20.0
+
 
 @dataclass(frozen=True)
 class Task:
@@ -44,19 +47,24 @@ def trained(job: Job, name: str) -> Path:
 
 
 def share_seconds(modules: Sequence[nn.Module], shape: tuple[int, int, int], batch: int, total: float) -> list[float]:
-    """`total` seconds of wall time on all cores, shared so that every network sees the same number of images."""
+    """`total` seconds of wall time on all cores, shared so that every network sees the same number of images.
+
+    Networks that are quick to train get at least the time for a floor of images, so that a short run on a busy machine still delivers
+    trained ones: such a run takes longer than planned.
+    """
     if not modules:
         return []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        costs = [_step_seconds(module, shape, min(batch, 32)) for module in modules]
+        costs = [_step_seconds(module, shape, min(batch, _PROBE)) for module in modules]
     finally:
         torch.set_num_threads(threads)
     workers = min(cores(), len(modules))
     shares = [workers * total * cost / sum(costs) for cost in costs]
+    floors = [min(_FLOOR_SECONDS, _FLOOR_IMAGES * cost / min(batch, _PROBE)) for cost in costs]
     # no network can be spread over workers: none gets more than the whole time
-    return [min(share, total) for share in shares]
+    return [max(min(share, total), floor) for share, floor in zip(shares, floors, strict=True)]
 
 
 def _step_seconds(module: nn.Module, shape: tuple[int, int, int], batch: int) -> float:
