@@ -58,7 +58,8 @@ class BayesianOptimisation:
             trials, uniform draws, and mutants of the best of these.
         memory: how many trials the models are conditioned on, at least (at most twice as many).
         scale: of a single objective's model, "scores" or "log"; several objectives are modelled by their logarithms.
-        reference: metric -> value: the corner of the hypervolume, in the metrics' own units; by default what the front spans and a tenth.
+        reference: metric -> value: the corner of the hypervolume, in the metrics' own units; by default a tenth
+            beyond the worst of the feasible trials.
         features: structural features of architectures for the kernel; by default those of the space (a method `features`), if it has them.
 
     Raises:
@@ -235,7 +236,7 @@ class BayesianOptimisation:
         front = reached[pareto.front(reached)]
         if self._reference is not None:
             return front, shifted(self._reference)
-        worst = front.max(axis=0)
+        worst = reached.max(axis=0)  # of all trials, not of the front: a front that began short must be worth prolonging
         return front, worst + 0.1 * np.maximum(worst - front.min(axis=0), 0.1 * worst)
 
     def _log_feasible(self, belief: Mapping[str, Belief]) -> Floats:
