@@ -54,8 +54,8 @@ GOLDEN: dict[str, str] = {
     "hyperband": "b5162f2895ab",
     "asha": "c8d9b6bc0d41",
     "reinforce": "0cdae221adf7",
-    "ppo": "9f7e6ce71c61",
-    "bayes": "a64ab0c55269",
+    "ppo": "9aca8dfa8ceb",
+    "bayes": "4638c7a2c16b",
     "bananas": "e39802c6a926",
     "linas": "f48d48a4ef86",
 }
