@@ -89,6 +89,6 @@ def test_a_fold_steps_once_for_each_new_trial() -> None:
 def test_unknown_searchers_and_settings_are_named() -> None:
     goals = Goals(("accuracy",))
     with pytest.raises(UserError, match="did you mean 'nsga2'"):
-        make_searcher("nsga", SPACE, goals)
+        make_searcher("nsga22", SPACE, goals)
     with pytest.raises(UserError, match="no setting 'size'; known: population"):
         make_searcher("nsga2", SPACE, goals, size=3)

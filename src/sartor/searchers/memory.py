@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from sartor.arch import Arch, Space
 from sartor.goals import Goals
-from sartor.predictors.kernel import fit_kernel
 from sartor.searchers.constraints import Constrained
 from sartor.searchers.variation import ordered
 from sartor.trial import Trial
@@ -50,6 +49,8 @@ def fitted(space: Space, archs: Sequence[Arch], targets: Floats) -> Callable[[Se
 
     Constant where there are fewer than two targets or all are alike.
     """
+    from sartor.predictors.kernel import fit_kernel  # imports SciPy
+
     if len(targets) < 2 or np.ptp(targets) == 0:
         constant = float(targets.mean()) if len(targets) else 0.0
         return lambda candidates: np.full(len(candidates), constant)
