@@ -87,6 +87,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("search digit", ["data", "'digit'", "did you mean 'digits'?"]),
     ("search no/such/folder", ["data", "no/such/folder", "there is no"]),
     ("search digits --space mobil", ["space", "'mobil'", "did you mean 'mobile'?"]),
+    ("search digits --strategy asha", ["strategy", "'asha'", "sartor bench"]),
     ("search digits --strategy nsga22", ["strategy", "'nsga22'", "did you mean 'nsga2'?"]),
     ("search digits --device phone", ["device", "host", "'phone'"]),
     ("search digits --precision int4", ["precision", "int8 or fp32", "'int4'"]),

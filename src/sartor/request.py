@@ -94,11 +94,13 @@ class SearchRequest(BaseModel):
     @field_validator("space", "device", "strategy")
     @classmethod
     def _known_name(cls, name: str, info: Any) -> str:
-        from sartor.searchers import SEARCHERS
+        from sartor.searchers import MULTI_FIDELITY, SEARCHERS
 
         known = {"space": SPACES, "device": DEVICES, "strategy": SEARCHERS}[info.field_name]
         if name not in known and not (info.field_name == "space" and _ATTRIBUTE.fullmatch(name)):
             raise UserError(unknown(info.field_name, name, known, "module:Class of your own" if info.field_name == "space" else ""))
+        if info.field_name == "strategy" and name in MULTI_FIDELITY:
+            raise UserError(f"strategy: {name!r} evaluates at several fidelities, and a search has one: use it with `sartor bench`, or nsga2 here.")
         return name
 
     @field_validator("threads")
