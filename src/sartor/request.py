@@ -100,7 +100,7 @@ class SearchRequest(BaseModel):
         if name not in known and not (info.field_name == "space" and _ATTRIBUTE.fullmatch(name)):
             raise UserError(unknown(info.field_name, name, known, "module:Class of your own" if info.field_name == "space" else ""))
         if info.field_name == "strategy" and name in MULTI_FIDELITY:
-            raise UserError(f"strategy: {name!r} evaluates at several fidelities, and a search has one: use it with `sartor bench`, or nsga2 here.")
+            raise UserError(f"strategy: {name!r} evaluates at several fidelities; a search has one: take it to `sartor bench`.")
         return name
 
     @field_validator("threads")
