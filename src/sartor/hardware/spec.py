@@ -1,0 +1,221 @@
+"""A device as numbers: one TOML file with the source of each number, read into a `DeviceSpec`.
+
+A spec is what a data sheet can say. Models of latency, memory and energy start from it; a figure computed from it alone is no
+measurement, and `measured` says which of the two a device's figures are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sartor.errors import UserError
+
+if TYPE_CHECKING:
+    from sartor.hardware.graph import Op
+
+ESTIMATE = "estimate"  # a source that begins so names no document: it gives the reasoning instead
+_PLAIN = ConfigDict(frozen=True, extra="forbid")
+Positive = Field(gt=0)
+
+
+class Frequency(BaseModel):
+    """One state of the clock, with the core's voltage in it where that is known."""
+
+    model_config = _PLAIN
+
+    mhz: float = Positive
+    volts: float | None = Field(None, gt=0, lt=6)
+
+
+class Cache(BaseModel):
+    """One level of cache: `bytes` of one instance, `shared` by all cores or one for each."""
+
+    model_config = _PLAIN
+
+    level: int = Field(ge=1, le=4)
+    bytes: int = Positive
+    shared: bool = False
+
+
+class Energy(BaseModel):
+    """Coefficients of `sum C·V²·f·activity·T_op + P_static·T`.
+
+    `switched_nf` is the capacitance that all cores together switch per cycle at full activity, in nF; `static_w` what is drawn whether
+    or not anything runs. `pj_per_op` (by precision; a MAC is two operations) and `pj_per_byte` (by memory: dram, sram) are the
+    alternative where no voltage is known.
+    """
+
+    model_config = _PLAIN
+
+    switched_nf: float | None = Field(None, gt=0)
+    static_w: float | None = Field(None, ge=0)
+    pj_per_op: dict[str, float] = {}
+    pj_per_byte: dict[str, float] = {}
+
+
+class AgentAddress(BaseModel):
+    """Where a device's `sartor agent` answers. The token itself stays in its own file."""
+
+    model_config = _PLAIN
+
+    url: str = Field(pattern=r"^https?://[^\s/]+/?$")
+    token_file: str | None = None
+    certificate: str | None = None  # PEM file of the authority to trust, for an https agent with a certificate of its own
+
+
+class DeviceSpec(BaseModel):
+    """What is known of a device. Quantities that are not known are None or missing from their mapping, never made up.
+
+    `lanes`, `peak_ops_per_s` are by precision (fp32, fp16, bf16, int8); peaks are those of the whole device with all `cores` at its top
+    frequency, and a multiply-accumulate counts as two operations. `bandwidth_bytes_per_s` is what all cores together get out of main
+    memory (of the SRAM that holds the activations, on a microcontroller). `overhead_us` is the runtime's fixed cost for each op.
+    `unsupported` and `unfriendly` map a pattern to the reason (see `objection`): the first do not run there, the second run badly.
+    """
+
+    model_config = _PLAIN
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
+    title: str = Field(min_length=1)
+    kind: Literal["cpu", "gpu", "dsp", "mcu", "accelerator"]
+    processor: str = ""
+    measured: bool = False
+    runtime: str = Field(min_length=1)
+    precisions: tuple[Literal["fp32", "fp16", "bf16", "int8"], ...] = Field(min_length=1)
+    cores: int = Positive
+    bandwidth_bytes_per_s: float | None = Field(None, gt=0)
+    overhead_us: float | None = Field(None, ge=0)
+    ram_bytes: int | None = Field(None, gt=0)
+    sram_bytes: int | None = Field(None, gt=0)
+    flash_bytes: int | None = Field(None, gt=0)
+    notes: tuple[str, ...] = ()
+    lanes: dict[str, int] = {}
+    peak_ops_per_s: dict[str, float] = {}
+    frequencies: tuple[Frequency, ...] = ()
+    caches: tuple[Cache, ...] = ()
+    unsupported: dict[str, str] = {}
+    unfriendly: dict[str, str] = {}
+    energy: Energy = Energy()
+    agent: AgentAddress | None = None
+    sources: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _check(self) -> DeviceSpec:
+        for name in ("lanes", "peak_ops_per_s"):
+            values: Mapping[str, float] = getattr(self, name)
+            for precision, value in values.items():
+                if precision not in ("fp32", "fp16", "bf16", "int8") or not value > 0:
+                    raise ValueError(f"{name}: expected positive numbers by precision (fp32, fp16, bf16, int8), got {precision} = {value}")
+        if [one.mhz for one in self.frequencies] != sorted({one.mhz for one in self.frequencies}):
+            raise ValueError("frequencies: expected states in rising order of mhz, each once")
+        for pattern in (*self.unsupported, *self.unfriendly):
+            _parse_pattern(pattern)
+        given = self.model_dump(exclude={"sources", "agent"}, exclude_unset=True)
+        missing = [path for path in _numbers(given) if self.source(path) is None]
+        if missing:
+            raise ValueError(f"sources: expected the source of every number (a document, or 'estimate: …'), got none for {missing[0]}")
+        return self
+
+    @property
+    def frequency_hz(self) -> float | None:
+        """Top frequency of the clock."""
+        return self.frequencies[-1].mhz * 1e6 if self.frequencies else None
+
+    def source(self, path: str) -> str | None:
+        """Source of the number at a dotted path such as `peak_ops_per_s.int8`: its own, or that of what contains it."""
+        parts = path.split(".")
+        return next((self.sources[key] for n in range(len(parts), 0, -1) if (key := ".".join(parts[:n])) in self.sources), None)
+
+    def estimated(self, path: str) -> bool:
+        """Whether the number at a dotted path is reasoned, not documented."""
+        return (self.source(path) or "").lower().startswith(ESTIMATE)
+
+    def objection(self, op: Op) -> tuple[Literal["unsupported", "unfriendly"], str] | None:
+        """Why the device does not run, or runs badly, an op; None when nothing is known against it.
+
+        Patterns: an op kind (`se`, `resize`), `act:hardswish`, `conv:depthwise`, `conv:grouped` (groups > 1, not depthwise),
+        `conv:dilated`, `conv:kernel>5`.
+        """
+        for pattern, reason in self.unsupported.items():
+            if matches(pattern, op):
+                return "unsupported", reason
+        for pattern, reason in self.unfriendly.items():
+            if matches(pattern, op):
+                return "unfriendly", reason
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def parse(text: str, where: str = "the device file") -> DeviceSpec:
+    """A spec from TOML. Raises UserError, one sentence, for text that is no TOML, unknown or missing fields, and numbers without source."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        return DeviceSpec.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where}: expected TOML, got an error: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the device"
+        got = f" (got {first['input']!r})" if first["loc"] and first["type"] != "missing" else ""
+        message = str(first["msg"]).removeprefix("Value error, ")
+        more = f"; and {len(error.errors()) - 1} more" if len(error.errors()) > 1 else ""
+        raise UserError(f"{where}: {field}: {message[0].lower()}{message[1:]}{got}{more}. See docs/devices.md for the fields.") from None
+
+
+def read(path: Path | str) -> DeviceSpec:
+    """A spec from a TOML file. Raises UserError as `parse`, and when the file cannot be read."""
+    try:
+        return parse(Path(path).read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"expected a device file that can be read at {path}, got: {error}") from None
+
+
+def matches(pattern: str, op: Op) -> bool:
+    """Whether an op is one of those a pattern of `DeviceSpec.objection` names."""
+    kind, detail = _parse_pattern(pattern)
+    if kind == "act":
+        gate = "hardsigmoid" if op.kind == "se" and not op.act else op.act
+        return gate == detail if detail else op.kind == "act"
+    if op.kind != kind:
+        return False
+    if detail.startswith("kernel>"):
+        return op.kernel > int(detail.removeprefix("kernel>"))
+    depthwise = op.groups > 1 and op.groups == op.in_shape[0]
+    return {"": True, "depthwise": depthwise, "grouped": op.groups > 1 and not depthwise, "dilated": op.dilation > 1}[detail]
+
+
+def _parse_pattern(pattern: str) -> tuple[str, str]:
+    from sartor.hardware.graph import ACTS, KINDS
+
+    kind, _, detail = pattern.partition(":")
+    known = kind in KINDS and (
+        not detail
+        or (kind == "act" and detail in ACTS)
+        or (kind == "conv" and detail in ("depthwise", "grouped", "dilated"))
+        or (kind in ("conv", "maxpool", "avgpool") and detail.startswith("kernel>") and detail.removeprefix("kernel>").isdigit())
+    )
+    if not known:
+        raise ValueError(f"expected an op kind, act:NAME, conv:depthwise, conv:grouped, conv:dilated or conv:kernel>N, got {pattern!r}")
+    return kind, detail
+
+
+def _numbers(value: Any, path: str = "") -> Iterator[str]:
+    """Dotted paths of the numbers inside nested mappings; those of a list are named by the list."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        if any(list(_numbers(inner, path)) for inner in value):
+            yield path
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path
