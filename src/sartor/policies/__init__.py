@@ -1,0 +1,11 @@
+"""Distributions over the architectures of a space: what differentiable methods learn."""
+
+from __future__ import annotations
+
+from sartor.policies.base import Mixture, Policy
+from sartor.policies.dirichlet import Dirichlet
+from sartor.policies.gumbel import Gumbel
+from sartor.policies.sigmoid import Sigmoid
+from sartor.policies.softmax import Softmax
+
+__all__ = ["Dirichlet", "Gumbel", "Mixture", "Policy", "Sigmoid", "Softmax"]
