@@ -299,9 +299,9 @@ def test_devices_and_data_for_machines(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_spaces_gives_exact_sizes_and_knows_every_space(capsys: pytest.CaptureFixture[str]) -> None:
     from sartor.request import SPACES as NAMED
-    from sartor.spaces import SPACES, build
+    from sartor.spaces import NETWORKS, SPACES, build
 
-    assert list(NAMED) == list(SPACES), "sartor.request.SPACES repeats the names of the registry, which imports torch"
+    assert list(NAMED) == [*SPACES, *NETWORKS], "sartor.request.SPACES repeats the names of the registry, which imports torch"
     assert main(["spaces", "--size", "8", "--channels", "1", "--json"]) == 0
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["spaces"]}
     assert found["mobile"]["architectures"] == str(build("mobile", (1, 8, 8), 10).space.size)

@@ -33,6 +33,7 @@ SPACES: Mapping[str, str] = {
     "mnasnet-a1": "one net: MnasNet-A1 (Tan et al. 2019)",
     "proxylessnas-mobile": "one net: ProxylessNAS-Mobile (Cai et al. 2019)",
     "fbnet-c": "one net: FBNet-C (Wu et al. 2019)",
+    "nasbench201": "the cell of NAS-Bench-201 (Dong & Yang 2020)",
 }
 #: A user's own network or data: an attribute of an importable module.
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -27,6 +27,11 @@ SPACES: dict[str, Callable[[int], MobileSpec]] = {
     "fbnet-c": lambda size: published.fit_to(published.fbnet_c(), size),
 }
 
+#: name -> module:Class(input_shape, classes) of spaces that are networks of their own rather than a spec; imported when asked for
+NETWORKS: dict[str, str] = {
+    "nasbench201": "sartor.spaces.nasbench201:NasBench201",
+}
+
 
 def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Any:
     """The supernet for inputs (C, H, W): of a named space, or ``module:attribute(input_shape, classes)`` from the user's own code.
@@ -40,10 +45,13 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Any:
     """
     if ":" in name:
         return _users(name, input_shape, classes)
+    if name in NETWORKS:
+        return _users(NETWORKS[name], input_shape, classes)
     if name not in SPACES:
-        close = difflib.get_close_matches(name, SPACES, 1)
+        known = [*SPACES, *NETWORKS]
+        close = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise UserError(f"unknown space '{name}'; spaces: {', '.join(SPACES)}, or module:Class of your own{hint}")
+        raise UserError(f"unknown space '{name}'; spaces: {', '.join(known)}, or module:Class of your own{hint}")
     return MobileNet(SPACES[name](min(input_shape[1:])), input_shape, classes)
 
 
@@ -77,4 +85,4 @@ def _users(name: str, input_shape: tuple[int, int, int], classes: int) -> Any:
     return net
 
 
-__all__ = ["SPACES", "MobileNet", "MobileSpec", "Stage", "build"]
+__all__ = ["NETWORKS", "SPACES", "MobileNet", "MobileSpec", "Stage", "build"]
