@@ -58,14 +58,18 @@ def main() -> None:
     parser.add_argument("--strategy", action="append", help="as for `sartor bench`; repeatable")
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--budget", type=int, help="evaluations of each run")
+    parser.add_argument("--device", action="append", help="of the fronts; repeatable (default: all six)")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after this time; the next call goes on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="folder (default: runs/strategies/QUESTION)")
     arguments = parser.parse_args()
     question = {**QUESTIONS[arguments.question], **({"budget": arguments.budget} if arguments.budget else {})}
+    if arguments.device:
+        question["devices"] = arguments.device
     folder = arguments.out or Path("runs/strategies") / arguments.question
     cases = grid(arguments.strategy or STRATEGIES, **question, seeds=arguments.seeds)
     with Results(folder / "results.sqlite") as results, Progress() as progress:
-        rows = run(cases, results, jobs=arguments.jobs, progress=progress)
+        rows = run(cases, results, jobs=arguments.jobs, progress=progress, seconds=arguments.seconds)
         errors = results.errors(cases)
     comparison = compare(cases, rows)
     summary = summarise(comparison)

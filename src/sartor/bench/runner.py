@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from functools import lru_cache
+from itertools import takewhile
 from multiprocessing import connection
 
 from sartor.bench.cases import Case, Group, parse_strategy
@@ -54,20 +56,28 @@ def run_case(case: Case) -> Row:
     return Row(case, tuple(table.index(t.arch) for t in trials), tuple(t.fidelity for t in trials), seconds, error)
 
 
-def run(cases: Sequence[Case], results: Results, *, jobs: int = 1, progress: Progress | None = None) -> list[Row]:
+def run(
+    cases: Sequence[Case], results: Results, *, jobs: int = 1, progress: Progress | None = None, seconds: float = math.inf
+) -> list[Row]:
     """Run the cases that have no row yet, `jobs` at a time, and return the rows of all that have one then, in the order of `cases`.
 
-    A killed run continues where it was: a case is the unit. Cases that ended with an error are tried again.
+    A killed run continues where it was: a case is the unit. Cases that ended with an error are tried again. No case is begun after
+    `seconds`; those under way are finished.
     """
+    until = time.monotonic() + seconds
     todo = [case for case in cases if results.find(case) is None]
     report = _reporter(progress, len(cases))
     report(len(cases) - len(todo), None)
     finished = len(cases) - len(todo)
-    for row in _in_processes(todo, jobs) if jobs > 1 and len(todo) > 1 else map(run_case, todo):
+    for row in _in_processes(todo, jobs, until) if jobs > 1 and len(todo) > 1 else _here(todo, until):
         results.add(row)
         finished += 1
         report(finished, row.case)
     return results.select(cases)
+
+
+def _here(cases: Sequence[Case], until: float) -> Iterator[Row]:
+    return (run_case(case) for case in takewhile(lambda case: time.monotonic() < until, cases))
 
 
 def _reporter(progress: Progress | None, total: int) -> Callable[[int, Case | None], None]:
@@ -102,11 +112,11 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
 
 
-def _in_processes(cases: Sequence[Case], jobs: int) -> Iterator[Row]:
+def _in_processes(cases: Sequence[Case], jobs: int, until: float) -> Iterator[Row]:
     """Rows as they come."""
     workers = _Workers(cases, jobs)
     try:
-        while workers.fill():
+        while workers.fill(time.monotonic() < until):
             yield from workers.collect()
     finally:
         workers.stop()
@@ -124,11 +134,11 @@ class _Workers:
         self.others = set(multiprocessing.active_children())
         self.pool = _pool(self.jobs)
 
-    def fill(self) -> bool:
-        """Keep the workers busy; whether any case is under way."""
+    def fill(self, more: bool = True) -> bool:
+        """Keep the workers busy, unless there is to be no `more`; whether any case is under way."""
         # After a death the suspects run one at a time, so that the guilty one is found.
         suspected = any(self.deaths[case] for case in (*self.waiting, *self.running.values()))
-        while self.waiting and len(self.running) < (1 if suspected else self.jobs + 1):
+        while more and self.waiting and len(self.running) < (1 if suspected else self.jobs + 1):
             case = self.waiting.popleft()
             try:
                 self.running[self.pool.submit(self.work, case)] = case
