@@ -21,7 +21,7 @@ SAMPLE_US = 100.0  # shorter runs are timed in groups of this length, so that th
 NOISY_DRIFT = 0.05  # halves of a series that differ by more are no steady state
 NOISY_WIDTH = 0.05  # of the median: widest acceptable bootstrap interval
 NOISY_REFERENCE = 0.15  # the reference kernel's 90th percentile may lie so much over its 10th
-ROUNDS = 20
+ROUNDS = 40  # of interleaving: the fewer milliseconds a turn takes, the more alike the moments that the files meet
 PACED_SHARE = 0.4  # of the time: samples between reference kernels, which find the quiet moments
 MIN_QUIET = 8  # samples from quiet moments below which no quiet latency is given
 
@@ -34,7 +34,8 @@ class Measurement:
     the median of the second half over that of the first, minus 1. `reference` is the same for a fixed kernel timed in between:
     it tells a slower machine from a slower network. `noisy`: the series was not steady, and says so instead of averaging it away.
     `quiet` is the median over moments in which the machine ran at full speed (`sartor.hardware.pace`): on an idle machine it equals
-    p50, on a shared one it is what p50 would be without the others. None when there were too few such moments.
+    p50, on a shared one it is what p50 would be without the others, with `quiet_low`..`quiet_high` its 95 % bootstrap interval.
+    None when there were too few such moments.
     """
 
     p10: float
@@ -48,6 +49,8 @@ class Measurement:
     noisy: bool
     reference: float = 0.0
     quiet: float | None = None
+    quiet_low: float | None = None
+    quiet_high: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -147,8 +150,11 @@ class Series:
         slow, fast = np.percentile(paced[:, 1], [90, 10])
         noisy = abs(drift) > NOISY_DRIFT or (high - low) > NOISY_WIDTH * p50 or slow > (1 + NOISY_REFERENCE) * fast
         mask = pacer.quiet(paced)
-        quiet = float(np.median(paced[mask, 0])) / 1e3 if mask.sum() >= MIN_QUIET else None
-        return Measurement(p10, p50, p90, low, high, self.runs, self.cpu_seconds * 1e3 / self.runs, drift, bool(noisy), wander, quiet)
+        quiet: tuple[float | None, ...] = (None, None, None)
+        if mask.sum() >= MIN_QUIET:
+            calm = paced[mask, 0] / 1e3
+            quiet = (float(np.median(calm)), *median_interval(calm, seed))
+        return Measurement(p10, p50, p90, low, high, self.runs, self.cpu_seconds * 1e3 / self.runs, drift, bool(noisy), wander, *quiet)
 
 
 def measure(file: Path | str, *, threads: int = 1, batch: int = 1, seconds: float = 1.0, seed: int = 0) -> Measurement:
@@ -160,12 +166,12 @@ def measure(file: Path | str, *, threads: int = 1, batch: int = 1, seconds: floa
 
 
 def measure_many(
-    files: Sequence[Path | str], *, threads: int = 1, batch: int = 1, seconds: float = 1.0, seed: int = 0,
+    files: Sequence[Path | str], *, threads: int = 1, batch: int = 1, seconds: float = 1.0, seed: int = 0, patience: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Measurement]:  # fmt: skip
     """Latencies of several files that are to be compared: interleaved rounds in random order, `seconds` for each file in all.
 
-    Drift of the machine then meets all files alike.
+    Drift of the machine then meets all files alike. While a series is noisy, all go on, for `patience` times as long at most.
     """
     if not (batch >= 1 and threads >= 1 and seconds > 0):
         raise UserError(
@@ -177,12 +183,19 @@ def measure_many(
     for file in files:
         session = open_session(file, threads)
         series.append(Series(session, synthetic_input(session, batch, seed), min(0.05, seconds / 5)))
-    for turn in range(ROUNDS):
-        for number in rng.permutation(len(files)):
-            series[number].sample(seconds / ROUNDS, pacer, at_least=-(-MIN_RUNS // (ROUNDS * series[number].group)))
-        if progress is not None:
-            progress("measure", turn + 1, ROUNDS)
-    return [one.measurement(pacer, seed) for one in series]
+    found: list[Measurement] = []
+    for once in range(patience):
+        for turn in range(ROUNDS):
+            for number in rng.permutation(len(files)):
+                series[number].sample(seconds / ROUNDS, pacer, at_least=-(-MIN_RUNS // (ROUNDS * series[number].group)))
+            if progress is not None:
+                progress("measure", once * ROUNDS + turn + 1, patience * ROUNDS)
+        found = [one.measurement(pacer, seed) for one in series]
+        if not any(one.noisy for one in found):
+            break
+    if progress is not None:
+        progress("measure", patience * ROUNDS, patience * ROUNDS)
+    return found
 
 
 def sweep_threads(file: Path | str, threads: Sequence[int] | None = None, *, seconds: float = 1.0) -> dict[int, Measurement]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,13 +17,14 @@ from sartor.data import Dataset, Policy, default_policy, load
 from sartor.errors import UserError
 from sartor.export.onnx import to_onnx
 from sartor.export.quantize import quantize
-from sartor.goals import Goals
+from sartor.goals import QUIET, Goals
 from sartor.hardware.cost import CostModel, Factor
-from sartor.hardware.device import Identity, describe, host
+from sartor.hardware.device import Identity
 from sartor.hardware.graph import trace
-from sartor.hardware.measure import Measurement, measure
+from sartor.hardware.measure import Measurement
 from sartor.hardware.memory import peak_bytes
 from sartor.hardware.table import LatencyTable
+from sartor.hardware.target import Device, open_device
 from sartor.job.plan import Plan
 from sartor.job.state import State
 from sartor.request import SearchRequest
@@ -94,16 +95,21 @@ class Job:
         return Plan.of(r.minutes, baselines=r.baselines, from_scratch=r.from_scratch)
 
     @cached_property
+    def target(self) -> Device:
+        """The device that all latencies of the run belong to; nothing else in a run measures."""
+        return open_device(self.request.device, progress=self.progress)
+
+    @cached_property
     def identity(self) -> Identity:
-        return host(self.request.precision, self.request.threads)
+        return self.target.identity(self.request.precision, self.request.threads)
 
     @cached_property
     def table(self) -> LatencyTable:
-        return LatencyTable(table_path(self.identity), self.identity, quantize=partial(quantize, method="minmax"))
+        return self.target.table(table_path(self.identity), self.identity, partial(quantize, method="minmax"))
 
     @cached_property
     def device(self) -> dict[str, Any]:
-        return {**describe(self.request.precision, self.request.threads), "batch": 1}
+        return {**self.target.describe(self.request.precision, self.request.threads), "batch": 1}
 
     @cached_property
     def calibration(self) -> np.ndarray:
@@ -150,7 +156,12 @@ class Job:
         return quantize(float_file, images, folder / "model.onnx", method="minmax" if quick else "auto")
 
     def clock(self, file: Path, seconds: float = 0.5) -> Measurement:
-        return measure(file, threads=self.request.threads, seconds=seconds, seed=self.request.seed)
+        return self.clocks([file], seconds)[0]
+
+    def clocks(self, files: Sequence[Path], seconds: float, *, progress: Progress | None = None) -> list[Measurement]:
+        """Latencies of files that are to be compared, on the run's device in interleaved rounds."""
+        r = self.request
+        return self.target.measure_many(files, threads=r.threads, seconds=seconds, seed=r.seed, progress=progress)
 
     def graph_figures(self, module: nn.Module) -> dict[str, float]:
         """Exact params, macs and peak_bytes of a plain module."""
@@ -188,11 +199,9 @@ class Job:
         return found
 
 
-def timings(p50: float, p10: float | None = None, p90: float | None = None) -> dict[str, float]:
-    """The latency metrics of a trial; a prediction stands for every statistic."""
-    return {
-        "latency_ms": p50,
-        "latency_ms_p10": p50 if p10 is None else p10,
-        "latency_ms_p90": p50 if p90 is None else p90,
-        "throughput": 1e3 / p50,
-    }
+def timings(clock: Measurement | float) -> dict[str, float]:
+    """The latency metrics of a trial; a prediction in ms stands for every statistic."""
+    if not isinstance(clock, Measurement):
+        return {"latency_ms": clock, "latency_ms_p10": clock, "latency_ms_p90": clock, "throughput": 1e3 / clock}
+    quiet = {} if clock.quiet is None else {f"latency_ms{QUIET}": clock.quiet}
+    return {"latency_ms": clock.p50, "latency_ms_p10": clock.p10, "latency_ms_p90": clock.p90, **quiet, "throughput": 1e3 / clock.p50}

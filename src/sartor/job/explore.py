@@ -235,7 +235,7 @@ def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[
             clock = job.clock(file, 0.25)
             size = float(file.stat().st_size)
         costs = {k: v for k, v in job.predicted(arch).items() if k in ("params", "macs", "peak_bytes")}
-        return {**found, **costs, **timings(clock.p50, clock.p10, clock.p90), "file_bytes": size}
+        return {**found, **costs, **timings(clock), "file_bytes": size}
 
     space, goals, strategy = job.net.space, job.goals, job.request.strategy
     settings: dict[str, Any] = {}

@@ -119,7 +119,7 @@ def export_record(
         layers = job.layers(module)
         predicted = {**predicted, "latency_ms": job.table_latency(module)}
         metrics = {
-            **job.graph_figures(module), **timings(clock.p50, clock.p10, clock.p90), "file_bytes": float(file.stat().st_size), **validation,
+            **job.graph_figures(module), **timings(clock), "file_bytes": float(file.stat().st_size), **validation,
         }  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
