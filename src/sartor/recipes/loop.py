@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # (b, C, H, W
 
 @dataclass(frozen=True)
 class Optimisation:
-    """SGD with Nesterov momentum under a cosine with warm-up.
+    """SGD with momentum under a cosine with warm-up.
 
     Args:
         lr: peak learning rate.
@@ -40,6 +40,8 @@ class Optimisation:
         clip_norm: bound on the global L2 norm of the gradients; None leaves them alone.
         ema: decay of the exponential moving average of the weights, which then is the result; None for none. The decay warms up as
             min(ema, (1 + step) / (10 + step)), so that short runs are not averaged with the initial weights.
+        floor: share of the peak learning rate at which the cosine ends.
+        nesterov: Nesterov's momentum instead of the classical one.
     """
 
     lr: float = 0.1
@@ -48,6 +50,8 @@ class Optimisation:
     warmup: float = 0.05
     clip_norm: float | None = 1.0
     ema: float | None = None
+    floor: float = 0.0
+    nesterov: bool = True
 
     def __post_init__(self) -> None:
         checks = {
@@ -57,10 +61,36 @@ class Optimisation:
             "warmup": (0 <= self.warmup < 1, "a share of the budget in [0, 1)"),
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "positive or None"),
             "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1) or None"),
+            "floor": (0 <= self.floor <= 1, "in [0, 1]"),
         }
         for name, (fine, wanted) in checks.items():
             if not fine:
                 raise UserError(f"{name}= must be {wanted}, got {getattr(self, name)}")
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-spelled; the settings that came later are left out at their defaults, so that older checkpoints still agree."""
+        later = {"floor": 0.0, "nesterov": True}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+
+
+class Companion(Protocol):
+    """What is trained beside the module (architecture parameters): it is part of the checkpoint, and may end the training."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside tensors, as JSON spells it."""
+        ...
+
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`tensors` and :meth:`state` gave."""
+        ...
+
+    def finished(self) -> bool:
+        """Whether the training ends here, whatever is left of the budget; asked after every epoch and on resume."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -131,6 +161,7 @@ class Loop:
         settings: JSON-spelled settings that must agree between a checkpoint and the run that resumes it.
         checkpoint: file to save to and resume from; None for none.
         checkpoint_seconds: least wall time between two saves. Saving never changes the course of the training.
+        companion: what `compute` trains beside the module.
     """
 
     def __init__(
@@ -153,19 +184,21 @@ class Loop:
         progress: Progress | None = None,
         name: str = "train",
         on_epoch: Callable[[], dict[str, float]] | None = None,
+        companion: Companion | None = None,
     ) -> None:
+        self.companion = companion
         self.module, self.split, self.compute = module, split, compute
         self.batch, self.budget, self.optimisation, self.seed = batch, budget, optimisation, seed
         self.augment, self.channels_last, self.progress, self.name, self.on_epoch = augment, channels_last, progress, name, on_epoch
         self.mixup, self.classes = mixup, classes
         self.checkpoint = Path(checkpoint) if checkpoint else None
         self.checkpoint_seconds = checkpoint_seconds
-        self.settings = {"batch": batch, "seed": seed, "mixup": mixup, **asdict(optimisation), **asdict(budget), **(settings or {})}
+        self.settings = {"batch": batch, "seed": seed, "mixup": mixup, **optimisation.settings(), **asdict(budget), **(settings or {})}
         self.per_epoch = steps_per_epoch(split, batch)
         if channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub omits the keyword-only form
         groups = parameter_groups(module, optimisation.weight_decay)
-        nesterov = optimisation.momentum > 0
+        nesterov = optimisation.nesterov and optimisation.momentum > 0
         self.optimiser = torch.optim.SGD(groups, lr=optimisation.lr, momentum=optimisation.momentum, nesterov=nesterov, foreach=True)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()} if optimisation.ema else {}
@@ -184,12 +217,14 @@ class Loop:
         batches = stream(self.split, self.batch, self.seed, self.augment, trace.step)
         self.module.train()
         with _own_randomness():
-            while not self.budget.done(trace.step, trace.seconds):
+            over = self.budget.done(trace.step, trace.seconds) or self._ended()
+            while not over:
                 self._step(*next(batches))
                 trace.seconds = time.perf_counter() - start
                 over = self.budget.done(trace.step, trace.seconds)
                 if trace.step % self.per_epoch == 0 or over:
                     self._end_epoch()
+                    over = over or self._ended()
                     trace.seconds = time.perf_counter() - start
                 if self.checkpoint and (over or time.perf_counter() - saved_at >= self.checkpoint_seconds):
                     self._save()
@@ -204,11 +239,14 @@ class Loop:
         self.module.eval()
         return trace
 
+    def _ended(self) -> bool:
+        return self.companion is not None and self.companion.finished()
+
     def _step(self, images: np.ndarray, labels: np.ndarray) -> None:
         trace, o = self.trace, self.optimisation
         fraction = self.budget.fraction(trace.step, trace.seconds)
         for group in self.optimiser.param_groups:
-            group["lr"] = o.lr * cosine(fraction + self._half_step(), warmup=o.warmup)
+            group["lr"] = o.lr * cosine(fraction + self._half_step(), warmup=o.warmup, floor=o.floor)
         torch.default_generator.manual_seed((self.seed * 1_000_003 + trace.step) % 2**63)
         rng = np.random.default_rng([self.seed, 1, trace.step])
         if self.mixup:
@@ -258,7 +296,12 @@ class Loop:
         tensors.update({f"momentum.{name}": t for name, t in momenta.items() if t is not None})
         tensors.update({f"ema.{name}": t for name, t in self.average.items()})
         trace = self.trace
-        state = {"step": trace.step, "seconds": trace.seconds, "loss": trace.loss, "rows": trace.rows, "settings": self.settings}
+        state: dict[str, Any] = {
+            "step": trace.step, "seconds": trace.seconds, "loss": trace.loss, "rows": trace.rows, "settings": self.settings,
+        }  # fmt: skip
+        if self.companion is not None:
+            tensors.update({f"companion.{name}": t for name, t in self.companion.tensors().items()})
+            state["companion"] = self.companion.state()
         save_checkpoint(self.checkpoint, tensors, state)
 
     def _resume(self) -> None:
@@ -285,3 +328,6 @@ class Loop:
                 if name in self.average:
                     self.average[name].copy_(tensors[f"ema.{name}"])
         self.trace = Trace(state["step"], state["seconds"], state["loss"], state["rows"])
+        if self.companion is not None:
+            own_part = {name.removeprefix("companion."): t for name, t in tensors.items() if name.startswith("companion.")}
+            self.companion.load(own_part, state["companion"])

@@ -1,0 +1,91 @@
+"""When a differentiable search should end before its budget: each stop reads the epochs so far and says why, or None."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sartor.arch import Space
+from sartor.errors import UserError
+from sartor.recipes.trajectory import Snapshot, Stop, Verdict
+
+
+def skips_of(space: Space, arch: dict[str, int], *, skip: str = "skip_connect", among: Callable[[str], bool] | None = None) -> list[str]:
+    """Choices (`among` those for which it is true) that hold the option labelled `skip`."""
+    on = space.active(arch)
+    return [
+        name for name, options in space.choices.items() if name in on and (among is None or among(name)) and options[arch[name]] == skip
+    ]
+
+
+def too_many_skips(space: Space, most: int = 2, *, skip: str = "skip_connect", among: Callable[[str], bool] | None = None) -> Stop:
+    """End when the derived cell has `most` skip connections or more, and take the epoch before.
+
+    Liang et al. 2019, "DARTS+: Improved differentiable architecture search with early stopping", section 3.3, criterion 1: two or more
+    skip connections in one normal cell; `among` picks that cell's choices where a space has several cells.
+
+    Raises:
+        UserError: if no choice has an option labelled `skip`.
+    """
+    if not any(skip in options for options in space.choices.values()):
+        raise UserError(f"a stop on skip connections needs a space with an option '{skip}', and this one has none; use another stop")
+
+    def stop(epochs: Sequence[Snapshot]) -> Verdict | None:
+        found = skips_of(space, dict(epochs[-1].arch), skip=skip, among=among)
+        # Epochs of weights alone derive from the initial parameters, which mean nothing.
+        if len(found) < most or epochs[-1].validation_loss is None:
+            return None
+        before = next((e.epoch for e in reversed(epochs) if len(skips_of(space, dict(e.arch), skip=skip, among=among)) < most), 1)
+        return Verdict(f"{len(found)} skip connections in the derived cell ({', '.join(found)}), which may have at most {most - 1}", before)
+
+    return stop
+
+
+def stable_ranking(epochs: int = 10) -> Stop:
+    """End when the ranking of the options of every choice has not changed for `epochs` epochs (Liang et al. 2019, DARTS+, criterion 1*)."""
+
+    def ranking(snapshot: Snapshot) -> list[tuple[int, ...]]:
+        return [tuple(sorted(row, key=row.__getitem__, reverse=True)) for row in snapshot.strengths.values()]
+
+    def stop(trajectory: Sequence[Snapshot]) -> Verdict | None:
+        moving = [e for e in trajectory if e.validation_loss is not None]
+        if len(moving) <= epochs:
+            return None
+        last = ranking(moving[-1])
+        if any(ranking(e) != last for e in moving[-epochs - 1 : -1]):
+            return None
+        return Verdict(f"the ranking of all options has stayed the same for {epochs} epochs", moving[-1].epoch)
+
+    return stop
+
+
+def rising_eigenvalue(ratio: float = 0.75, window: int = 5) -> Stop:
+    """End when the dominant eigenvalue of the validation loss's Hessian in the architecture parameters grows fast; take the epoch `window`
+    before, when the minimum was still flat.
+
+    Zela et al. 2020, "Understanding and robustifying differentiable architecture search", section 4.1: stop at epoch i if
+    ``mean(i - k) / mean(i) < ratio``, where mean(i) is the eigenvalue averaged over the `window` epochs up to i, and k = `window`.
+    """
+
+    def stop(trajectory: Sequence[Snapshot]) -> Verdict | None:
+        measured = [e for e in trajectory if e.eigenvalue is not None]
+        if len(measured) < 2 * window:
+            return None
+        values = [float(e.eigenvalue) for e in measured if e.eigenvalue is not None]
+        now, before = sum(values[-window:]) / window, sum(values[-2 * window : -window]) / window
+        if now <= 0 or before / now >= ratio:
+            return None
+        return Verdict(
+            f"the dominant eigenvalue of the architecture's Hessian rose from {before:.3g} to {now:.3g} in {window} epochs",
+            measured[-1 - window].epoch,
+        )
+
+    return stop
+
+
+def any_of(*stops: Stop) -> Stop:
+    """End at the first of several stops."""
+
+    def stop(trajectory: Sequence[Snapshot]) -> Verdict | None:
+        return next((verdict for one in stops if (verdict := one(trajectory)) is not None), None)
+
+    return stop
