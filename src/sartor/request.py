@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from sartor.errors import UserError
 from sartor.goals import Goals, metric_name
 from sartor.hardware.device import cores
+from sartor.hardware.devices import HOST, find, names
 
 CONFIG = "config.json"
 SCHEMA = 1
@@ -37,7 +38,6 @@ SPACES: Mapping[str, str] = {
 }
 #: A user's own network or data: an attribute of an importable module.
 _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-DEVICES: Mapping[str, str] = {"host": "this machine's CPU with ONNX Runtime"}
 
 
 class SearchRequest(BaseModel):
@@ -92,23 +92,33 @@ class SearchRequest(BaseModel):
         check_data(data)
         return data
 
-    @field_validator("space", "device", "strategy")
+    @field_validator("space", "strategy")
     @classmethod
     def _known_name(cls, name: str, info: Any) -> str:
         from sartor.searchers import MULTI_FIDELITY, SEARCHERS
 
-        known = {"space": SPACES, "device": DEVICES, "strategy": SEARCHERS}[info.field_name]
+        known = {"space": SPACES, "strategy": SEARCHERS}[info.field_name]
         if name not in known and not (info.field_name == "space" and _ATTRIBUTE.fullmatch(name)):
             raise UserError(unknown(info.field_name, name, known, "module:Class of your own" if info.field_name == "space" else ""))
         if info.field_name == "strategy" and name in MULTI_FIDELITY:
             raise UserError(f"strategy: {name!r} evaluates at several fidelities; a search has one: take it to `sartor bench`.")
         return name
 
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str) -> str:
+        known = names()
+        if device not in known:
+            raise UserError(unknown("device", device, known, "one of your own (see `sartor devices add --help`)"))
+        return device
+
     @field_validator("threads")
     @classmethod
-    def _cores(cls, threads: int) -> int:
-        if threads > cores():
-            raise UserError(f"threads: expected at most {cores()}, the cores of this machine, but got {threads}.")
+    def _cores(cls, threads: int, info: Any) -> int:
+        device = info.data.get("device", HOST)
+        there, whose = (cores(), "this machine") if device == HOST else (find(device).cores, device)
+        if threads > there:
+            raise UserError(f"threads: expected at most {there}, the cores of {whose}, but got {threads}.")
         return threads
 
     @field_validator("objectives")

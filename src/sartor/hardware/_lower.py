@@ -19,6 +19,8 @@ from sartor.hardware.graph import Op, Shape
 if TYPE_CHECKING:
     import onnx
 
+    from sartor.hardware.target import Bench
+
 Quantize = Callable[[Path, np.ndarray, Path], object]
 """`sartor.export.quantize`: fp32 file, calibration images (n, C, H, W), int8 file to write."""
 
@@ -66,15 +68,26 @@ class Kernel:
         return helper.make_model(graph, opset_imports=list(self.opsets), ir_version=9).SerializeToString()
 
 
-def lower(ops: Sequence[Op], precision: str, quantize: Quantize | None = None, seed: int = 0) -> list[Kernel]:
-    """Optimised nodes of each op; the ops must share height and width of their inputs. An op fused away has no nodes."""
-    optimised = _optimise(probe(ops, seed), precision, (1, *ops[0].in_shape[1:]), quantize)
-    return _cut(optimised, [op.kind == "linear" for op in ops], (1, *ops[0].in_shape[1:]))
+def lower(ops: Sequence[Op], precision: str, quantize: Quantize | None = None, seed: int = 0, bench: Bench | None = None) -> list[Kernel]:
+    """Optimised nodes of each op as the device's runtime makes them (default: this machine's); an op fused away has no nodes.
+
+    The ops must share height and width of their inputs.
+    """
+    bench = bench or _here()
+    optimised = _optimise(probe(ops, seed), precision, (1, *ops[0].in_shape[1:]), quantize, bench)
+    return _cut(optimised, [op.kind == "linear" for op in ops], (1, *ops[0].in_shape[1:]), bench)
 
 
-def lower_input(shape: Shape, precision: str, quantize: Quantize | None = None) -> Kernel:
+def lower_input(shape: Shape, precision: str, quantize: Quantize | None = None, bench: Bench | None = None) -> Kernel:
     """Optimised nodes between a network's input of `shape` and its first convolution."""
-    return _cut(_optimise(input_probe(shape), precision, shape, quantize), [False], shape)[0]
+    bench = bench or _here()
+    return _cut(_optimise(input_probe(shape), precision, shape, quantize, bench), [False], shape, bench)[0]
+
+
+def _here() -> Bench:
+    from sartor.hardware.local import LocalDevice
+
+    return LocalDevice()
 
 
 def _renamed(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
@@ -84,24 +97,19 @@ def _renamed(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     return twin
 
 
-def _optimise(model: onnx.ModelProto, precision: str, shape: Shape, quantize: Quantize | None) -> onnx.ModelProto:
+def _optimise(model: onnx.ModelProto, precision: str, shape: Shape, quantize: Quantize | None, bench: Bench) -> onnx.ModelProto:
     import onnx
-    import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = folder / "fp32.onnx"
-        onnx.save(model, path)
-        if precision == "int8":
+    if precision == "int8":
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            onnx.save(model, folder / "fp32.onnx")
             images = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-            (quantize or quantize_default)(path, images, folder / "int8.onnx")
-            path = folder / "int8.onnx"
-        options = ort.SessionOptions()
-        options.optimized_model_filepath = str(folder / "optimised.onnx")
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 4
-        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return onnx.load(folder / "optimised.onnx")
+            (quantize or quantize_default)(folder / "fp32.onnx", images, folder / "int8.onnx")
+            file = (folder / "int8.onnx").read_bytes()
+    else:
+        file = model.SerializeToString()
+    return onnx.load_from_string(bench.optimise(file))
 
 
 def quantize_default(fp32: Path, images: np.ndarray, out: Path) -> None:
@@ -133,7 +141,7 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _cut(model: onnx.ModelProto, last: Sequence[bool], shape: Shape) -> list[Kernel]:
+def _cut(model: onnx.ModelProto, last: Sequence[bool], shape: Shape, bench: Bench) -> list[Kernel]:
     """Cuts the nodes of every op out of an optimised probe: ancestors of the op's end that are no ancestors of its sources."""
     nodes = list(model.graph.node)
     made_by = {name: index for index, node in enumerate(nodes) for name in node.output if name}
@@ -163,7 +171,7 @@ def _cut(model: onnx.ModelProto, last: Sequence[bool], shape: Shape) -> list[Ker
     # "x" itself enters where nothing stands before the op.
     entering = [sorted({name for index in cut for name in nodes[index].input if name and name not in arrays
                         and made_by.get(name, -1) not in cut}) for cut in cuts]  # fmt: skip
-    values = _values(model, sorted({name for names in entering for name in names}), shape)
+    values = _values(model, sorted({name for names in entering for name in names}), shape, bench)
     kernels = []
     for cut, names in zip(cuts, entering, strict=True):
         used = sorted({name for index in cut for name in nodes[index].input if name in arrays})
@@ -173,11 +181,9 @@ def _cut(model: onnx.ModelProto, last: Sequence[bool], shape: Shape) -> list[Ker
     return kernels
 
 
-def _values(model: onnx.ModelProto, names: Sequence[str], shape: Shape) -> dict[str, np.ndarray]:
+def _values(model: onnx.ModelProto, names: Sequence[str], shape: Shape, bench: Bench) -> dict[str, np.ndarray]:
     """Values of inner tensors of an optimised model for a random input: their shapes and types are in no file."""
     from onnx import helper
-
-    from sartor.hardware.measure import open_session
 
     x = np.random.default_rng(1).standard_normal((1, *shape)).astype(np.float32)
     inner = [name for name in names if name != "x"]
@@ -187,5 +193,4 @@ def _values(model: onnx.ModelProto, names: Sequence[str], shape: Shape) -> dict[
     twin.CopyFrom(model)
     known = {value.name for value in twin.graph.output}
     twin.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in inner if name not in known)
-    session = open_session(twin.SerializeToString(), optimise=False)
-    return {"x": x, **dict(zip(inner, session.run(inner, {"x": x}), strict=True))}
+    return {"x": x, **bench.values(twin.SerializeToString(), inner, {"x": x})}

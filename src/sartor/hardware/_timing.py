@@ -7,49 +7,52 @@ fast references count: the *quiet* time. `sartor.hardware.calibrate` fits how mu
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sartor.hardware._lower import Kernel
-from sartor.hardware.measure import open_session
-from sartor.hardware.pace import Pacer, QuietTime
+from sartor.hardware.pace import QuietTime
 
 if TYPE_CHECKING:
     import onnx
 
-SAMPLES = 24  # quiet samples wanted
-PATIENCE = 6  # times the usual duration that a series may wait for them
+    from sartor.hardware.target import Bench
+
 COPIES_MACS = 1_500_000  # small ops get more copies, so that a sample takes long enough for the clock
+FUSED = QuietTime(0.0, 0.0, 0, True)
 
 
 class Stopwatch:
-    """Times kernels. The constant of a session is measured once and taken off."""
+    """Times kernels on a device. The constant of a session is measured once and taken off."""
 
-    def __init__(self, threads: int = 1, seconds: float = 0.02) -> None:
-        self.threads, self.seconds = threads, seconds
-        self.pacer = Pacer()
-        empty = Kernel((), (), {"x": np.zeros((1, 8), np.float32)}, _opsets())
-        self.constant_us = self._series(empty.replicate(0), empty.feeds).us
+    def __init__(self, bench: Bench, threads: int = 1, seconds: float = 0.02) -> None:
+        self.bench, self.threads, self.seconds = bench, threads, seconds
 
-    def time(self, kernel: Kernel, macs: int = 0) -> QuietTime:
-        """Undisturbed time of a kernel in µs, the runtime's cost per node included. 0 for one that is fused away."""
-        if not kernel.nodes:
-            return QuietTime(0.0, 0.0, 0, True)
-        copies = max(2, min(8, round(COPIES_MACS / max(macs, 1))))
-        found = self._series(kernel.replicate(copies), kernel.feeds)
-        return replace(found, us=max(found.us - self.constant_us, 0.0) / copies)
+    @cached_property
+    def constant_us(self) -> float:
+        return self.whole(Kernel((), (), {"x": np.zeros((1, 8), np.float32)}, _opsets())).us
+
+    def times(self, kernels: Sequence[tuple[Kernel, int]]) -> Iterator[QuietTime]:
+        """Undisturbed time in µs of each (kernel, its MACs), the runtime's cost per node included; 0 for one that is fused away."""
+        constant = self.constant_us
+        copies = {number: max(2, min(8, round(COPIES_MACS / max(macs, 1)))) for number, (one, macs) in enumerate(kernels) if one.nodes}
+        models = ((kernels[number][0].replicate(count), kernels[number][0].feeds) for number, count in copies.items())
+        found = self.bench.time(models, threads=self.threads, seconds=self.seconds)
+        for number in range(len(kernels)):
+            if number not in copies:
+                yield FUSED
+            else:
+                one = next(found)
+                yield replace(one, us=max(one.us - constant, 0.0) / copies[number])
 
     def whole(self, kernel: Kernel) -> QuietTime:
         """Time of a session with one copy of the kernel: what a network costs apart from its ops."""
-        return self._series(kernel.replicate(1 if kernel.nodes else 0), kernel.feeds)
-
-    def _series(self, model: bytes, feeds: dict[str, np.ndarray]) -> QuietTime:
-        session = open_session(model, self.threads, optimise=False)
-        for _ in range(5):
-            session.run(None, feeds)
-        return self.pacer.quiet_time(lambda: session.run(None, feeds), self.seconds, SAMPLES, PATIENCE)
+        model = kernel.replicate(1 if kernel.nodes else 0)
+        return next(iter(self.bench.time([(model, kernel.feeds)], threads=self.threads, seconds=self.seconds)))
 
 
 def _opsets() -> tuple[onnx.OperatorSetIdProto, ...]:

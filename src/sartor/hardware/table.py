@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sartor.errors import UserError
 from sartor.hardware._lower import Quantize, lower, lower_input
@@ -20,7 +21,11 @@ from sartor.hardware._timing import Stopwatch
 from sartor.hardware.calibrate import Calibration, Pair, fit, terms
 from sartor.hardware.device import Identity, host
 from sartor.hardware.graph import Op, OpGraph, Shape
+from sartor.hardware.local import LocalDevice
 from sartor.hardware.pace import QuietTime
+
+if TYPE_CHECKING:
+    from sartor.hardware.target import Bench
 
 SCHEMA = 1
 NOISY_SPREAD = 0.1  # relative interquartile range of quiet samples beyond which an entry is called noisy
@@ -44,17 +49,20 @@ class Entry:
 class LatencyTable:
     """Latencies in one SQLite file for one device identity.
 
-    `quantize` is `sartor.export.quantize` (or anything with its signature): int8 ops are measured in the form it gives them.
-    Raises UserError when the file belongs to another identity, is no table, or cannot be written.
+    `bench` is the device that measures what is missing (default: this machine). `quantize` is `sartor.export.quantize` (or anything with
+    its signature): int8 ops are measured in the form it gives them. Raises UserError when the file belongs to another identity, is no
+    table, or cannot be written.
     """
 
     def __init__(
-        self, path: Path | str, identity: Identity | None = None, *, quantize: Quantize | None = None, seconds: float = 0.02
-    ) -> None:
+        self, path: Path | str, identity: Identity | None = None, *, quantize: Quantize | None = None, seconds: float = 0.02,
+        bench: Bench | None = None,
+    ) -> None:  # fmt: skip
         self.path = Path(path)
         self.identity = identity or host()
         self.quantize = quantize
         self.seconds = seconds
+        self.bench = bench or LocalDevice()
         self.calibration = Calibration()
         self._stopwatch: Stopwatch | None = None
         self._database = self._open()
@@ -130,31 +138,34 @@ class LatencyTable:
         """
         shapes = [shape for shape in dict.fromkeys(input_shapes) if _input_signature(shape) not in self.entries]
         missing = {op.signature: op for op in ops if op.signature not in self.entries}
-        self._check_host()
+        if shapes or missing:
+            self._check_device()
         total, done = len(shapes) + len(missing), 0
         for shape in shapes:
-            kernel = lower_input(shape, self.identity.precision, self.quantize)
+            kernel = lower_input(shape, self.identity.precision, self.quantize, self.bench)
             self._add(_input_signature(shape), self._watch().whole(kernel), fused=False)
             done += 1
         for turn in range(2):  # a second try, later, for those that no quiet moment met
             todo = list(missing.values()) if not turn else [op for op in missing.values() if self.entries[op.signature].noisy]
             total += len(todo) * turn
             for batch in _batches(todo):
-                for op, kernel in zip(batch, lower(batch, self.identity.precision, self.quantize), strict=True):
-                    self._add(op.signature, self._watch().time(kernel, op.macs), fused=not kernel.nodes)
+                kernels = lower(batch, self.identity.precision, self.quantize, bench=self.bench)
+                times = self._watch().times([(kernel, op.macs) for op, kernel in zip(batch, kernels, strict=True)])
+                for op, kernel, time in zip(batch, kernels, times, strict=True):
+                    self._add(op.signature, time, fused=not kernel.nodes)
                     done += 1
                     if progress is not None:
                         progress("latency table", done, total)
         return len(shapes) + len(missing)
 
-    def _check_host(self) -> None:
-        mine = host(self.identity.precision, self.identity.threads)
+    def _check_device(self) -> None:
+        mine = self.bench.identity(self.identity.precision, self.identity.threads)
         if mine != self.identity:
             raise UserError(f"expected to measure on {self.identity}, got {mine}: run there, or use a table of this device")
 
     def _watch(self) -> Stopwatch:
         if self._stopwatch is None:
-            self._stopwatch = Stopwatch(self.identity.threads, self.seconds)
+            self._stopwatch = Stopwatch(self.bench, self.identity.threads, self.seconds)
         return self._stopwatch
 
     def _add(self, signature: str, time: QuietTime, *, fused: bool) -> None:

@@ -61,7 +61,7 @@ def _carry_out(job: Job) -> dict[str, Any]:
         partial(job, status="infeasible", note=str(error))
         raise
     finally:
-        job.table.close()
+        job.close()
 
 
 def _phases(job: Job) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from sartor import pareto
 from sartor.deploy.card import plain, write_card
 from sartor.deploy.verify import Files, broken, verify
 from sartor.goals import QUIET
-from sartor.hardware.measure import measure_many
 from sartor.job.context import Job, timings
 from sartor.job.finish import reload
 from sartor.job.ladder import rung
@@ -56,8 +55,7 @@ def partial(job: Job, status: str = "partial", note: str = "") -> Record:
 
 def _measure(job: Job, records: Sequence[Record]) -> None:
     with job.state.timing("measure"):
-        files = [job.folder / record["file"] for record in records]
-        clocks = measure_many(files, threads=job.request.threads, seconds=1.5, seed=job.request.seed, patience=4, progress=job.progress)
+        clocks = job.clocks([job.folder / record["file"] for record in records], 1.5, patience=4, progress=job.progress)
     for record, clock in zip(records, clocks, strict=True):
         record["latency"] = clock.to_json()
         record["metrics"].pop(f"latency_ms{QUIET}", None)  # that of the single file, unless there is one of this run

@@ -80,6 +80,12 @@ class Job:
             net.space = net.space.restrict(kept)
         return net
 
+    def close(self) -> None:
+        """Close what was opened; a device that never answered leaves nothing to close."""
+        table = self.__dict__.get("table")
+        if table is not None:
+            table.close()
+
     def forget_extremes(self) -> None:
         """The largest and smallest architecture are remembered by the network; after its space was restricted they may be others."""
         for name in ("largest", "smallest"):
@@ -158,10 +164,10 @@ class Job:
     def clock(self, file: Path, seconds: float = 0.5) -> Measurement:
         return self.clocks([file], seconds)[0]
 
-    def clocks(self, files: Sequence[Path], seconds: float, *, progress: Progress | None = None) -> list[Measurement]:
+    def clocks(self, files: Sequence[Path], seconds: float, *, patience: int = 1, progress: Progress | None = None) -> list[Measurement]:
         """Latencies of files that are to be compared, on the run's device in interleaved rounds."""
         r = self.request
-        return self.target.measure_many(files, threads=r.threads, seconds=seconds, seed=r.seed, progress=progress)
+        return self.target.measure_many(files, threads=r.threads, seconds=seconds, seed=r.seed, patience=patience, progress=progress)
 
     def graph_figures(self, module: nn.Module) -> dict[str, float]:
         """Exact params, macs and peak_bytes of a plain module."""
