@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 #: Shares of the whole time. The hand-designed ladder gets as much training time, in all, as supernet and fine-tuning together.
-_SHARES = {"first": 0.03, "calibrate": 0.03, "supernet": 0.22, "screen": 0.05, "explore": 0.10, "finish": 0.20}
+_SHARES = {"first": 0.03, "calibrate": 0.03, "supernet": 0.20, "screen": 0.05, "explore": 0.10, "finish": 0.30}
 
 
 @dataclass(frozen=True)

@@ -244,7 +244,8 @@ def how_measured(result: Record) -> Html:
             "Runs of each network",
             f"{min(runs):,.0f}" + (f" to {max(runs):,.0f}" if max(runs) > min(runs) else "") if runs else NOT_MEASURED,
         ],
-        ["Statistic", "median (p50) with its confidence interval; p10 and p90 beside it"],
+        ["Statistic", "median (p50) with its confidence interval; p10 and p90 beside it; limits are judged by the statistic they name"],
+        ["Ranked by", "the quiet latency: the median over moments in which the machine ran at full speed, which other work does not move"],
         ["Data", f"{data.get('name') or 'unnamed'}: images {joined(splits)}" if splits else NOT_MEASURED],
         ["Classes", named or NOT_MEASURED],
         ["Accuracy", "of the exported file, on test data that was read once, at the end" if tested else NOT_TESTED],
@@ -256,7 +257,7 @@ def how_measured(result: Record) -> Html:
         "p",
         tag("strong", "Noise: "),
         f"the machine was not quiet while {joined(noisy)} {'was' if len(noisy) == 1 else 'were'} measured. Treat small differences in "
-        f"{'its' if len(noisy) == 1 else 'their'} latency as unknown, and measure again on an idle machine.",
+        f"{'its' if len(noisy) == 1 else 'their'} p50 as unknown, compare quiet latencies, or measure again on an idle machine.",
         class_="banner",
     )
     unknown = [name_of(m) for m in everyone if latency_interval(m) is None]

@@ -151,7 +151,12 @@ def models_table(models: Sequence[Record], title: str) -> Table:
         interval = latency_interval(model)
         noisy = " (noisy)" if mapping(model.get("latency")).get("noisy") else ""
         low_high = f"{milliseconds(interval[0])}–{milliseconds(interval[1])}" if interval else ""
-        return [milliseconds(metric_value(model, "latency_ms")), low_high, milliseconds(metric_value(model, "latency_ms", "p90")) + noisy]
+        return [
+            milliseconds(metric_value(model, "latency_ms")),
+            low_high,
+            milliseconds(metric_value(model, "latency_ms", "p90")) + noisy,
+            quiet_words(model),
+        ]
 
     def cells(model: Record, *metrics: str) -> list[str]:
         return [show(metric, metric_value(model, metric)).replace(NOT_MEASURED, "") for metric in metrics]
@@ -170,8 +175,17 @@ def models_table(models: Sequence[Record], title: str) -> Table:
         ]
         for m in sorted(models, key=order)
     ]
-    columns = ("name", "accuracy", "p50 ms", "95 % interval", "p90 ms", "peak memory", "file", "parameters", "MACs", "on front")
+    columns = ("name", "accuracy", "p50 ms", "95 % interval", "p90 ms", "quiet ms", "peak memory", "file", "parameters", "MACs", "on front")
     return table(title, columns, rows)
+
+
+def quiet_words(model: Record) -> str:
+    """The median over moments in which the machine ran at full speed, with its interval: what networks are ranked by. Empty if unknown."""
+    latency = mapping(model.get("latency"))
+    quiet, low, high = (number(latency.get(key)) for key in ("quiet", "quiet_low", "quiet_high"))
+    if quiet is None:
+        return ""
+    return milliseconds(quiet) + (f" ({milliseconds(low)}–{milliseconds(high)})" if low is not None and high is not None else "")
 
 
 def milliseconds(value: float | None) -> str:

@@ -35,10 +35,10 @@ def mobile(size: int) -> MobileSpec:
 def _tiny() -> MobileSpec:
     kinds = ("mbconv", "conv")
     stages = (
-        Stage((8, 16, 24), (1, 2), 1, kinds, (3, 5), (1, 2, 3)),
-        Stage((16, 24, 32), (1, 2), 2, kinds, (3, 5), (1, 2, 4), ses=(False, True)),
+        Stage((8, 16, 32), (1, 2), 1, kinds, (3, 5), (1, 2, 3)),
+        Stage((16, 32, 48, 64), (1, 2, 3), 2, kinds, (3, 5), (1, 2, 4), ses=(False, True)),
     )
-    return MobileSpec("mobile", stages, (8, 16), (1, 2), "relu", (32, 64, 96), "relu")
+    return MobileSpec("mobile", stages, (8, 16, 32), (1, 2), "relu", (32, 64, 128), "relu")
 
 
 def catalogue(size: int) -> MobileSpec:
