@@ -103,10 +103,45 @@ def test_functional_layers() -> None:
 def test_product_that_is_no_squeeze_excite_stays_a_product() -> None:
     class Gate(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * torch.sigmoid(x)
+            return F.relu(x) * torch.sigmoid(x)
 
-    assert [op.kind for op in trace(Gate(), (4, 5, 5))] == ["act", "mul"]
+    assert [op.kind for op in trace(Gate(), (4, 5, 5))] == ["act", "act", "mul"]
     assert [op.kind for op in trace(nn.Sequential(conv_bn(3, 8, 1), SqueezeExcite(8, 4)), (3, 5, 5))] == ["conv", "se"]
+
+
+def test_a_value_times_its_own_gate_is_an_activation() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.again = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            z = self.again(y * torch.sigmoid(y))
+            return z + z * F.hardsigmoid(z)
+
+    ops = trace(Gated(), (4, 5, 5))
+    # The second product's value is read elsewhere as well, so that the convolution cannot take it in.
+    assert [(op.kind, op.act, op.inputs) for op in ops] == [
+        ("conv", "swish", (-1,)), ("conv", "", (0,)), ("act", "hardswish", (1,)), ("add", "", (1, 2))
+    ]  # fmt: skip
+
+
+def test_a_linear_layer_over_rows_counts_all_of_them() -> None:
+    (op,) = trace(_Rows(), (5, 2, 8))
+    assert (op.kind, op.label, op.macs, op.params) == ("other", "linear", 5 * 2 * 8 * 4, 8 * 4 + 4)
+
+
+class _Rows(nn.Module):
+    """A fully connected layer over the last of three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear(x)
+        return out
 
 
 def test_tracing_leaves_the_module_alone() -> None:

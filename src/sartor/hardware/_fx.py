@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections import Counter
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 from torch.fx import GraphModule, Interpreter, Node, Tracer, symbolic_trace
 
 from sartor.errors import UserError
+from sartor.hardware._patterns import merge as _merge_squeeze_excite
 from sartor.hardware.graph import Op, Shape
 
 _ACTS: dict[Any, str] = {
@@ -96,7 +96,7 @@ class _Builder:
             self._emit(node, sources, "conv", kernel=self._square(layer.kernel_size, node), stride=self._square(layer.stride, node),
                        groups=layer.groups, dilation=self._square(layer.dilation, node))  # fmt: skip
         elif isinstance(layer, nn.Linear):
-            self._emit(node, sources, "linear")
+            self._linear(node, sources, layer)
         elif key in _ADD and len(sources) == 2:
             self._emit(node, sources, "add")
         elif key in _MUL and len(sources) == 2:
@@ -137,6 +137,13 @@ class _Builder:
         op = Op(kind, shape, self._shape(node), inputs=tuple(self.producer[s] for s in sources), name=name, **fields)
         self.ops.append(op)
         self._alias(node, len(self.ops) - 1)
+
+    def _linear(self, node: Node, sources: list[Node], layer: nn.Linear) -> None:
+        rows = prod(self.shapes[node][1:-1])
+        if rows == 1:
+            return self._emit(node, sources, "linear")
+        params = sum(p.numel() for p in layer.parameters())
+        self._emit(node, sources, "other", label="linear", own_macs=rows * layer.in_features * layer.out_features, own_params=params)
 
     def _alias(self, node: Node, producer: int) -> None:
         self.producer[node] = producer
@@ -184,39 +191,3 @@ class _Builder:
             kernel = node.kwargs.get("kernel_size", node.args[1] if len(node.args) > 1 else None)
             stride = node.kwargs.get("stride", node.args[2] if len(node.args) > 2 else None) or kernel
         self._emit(node, sources, kind, kernel=self._square(kernel, node), stride=self._square(stride, node))
-
-
-def _merge_squeeze_excite(ops: list[Op]) -> list[Op]:
-    """Replaces pool -> conv/linear + act -> conv/linear + gate -> mul by one `se`, and renumbers."""
-    readers = Counter(source for op in ops for source in op.inputs)
-    gone: set[int] = set()
-    merged = list(ops)
-    for index, op in enumerate(ops):
-        if op.kind != "mul":
-            continue
-        branch = next((found for gate, x in (op.inputs[::-1], op.inputs) if (found := _branch(ops, readers, gate, x))), None)
-        if branch is None:
-            continue
-        expand, pool = ops[branch[0]], ops[branch[2]]
-        merged[index] = Op("se", op.out_shape, op.out_shape, act=expand.act, inputs=pool.inputs, name=op.name, hidden=expand.in_shape[0])
-        gone.update(branch)
-    number = {-1: -1}
-    for index in range(len(merged)):
-        if index not in gone:
-            number[index] = len(number) - 1
-    return [replace(op, inputs=tuple(number[source] for source in op.inputs)) for index, op in enumerate(merged) if index not in gone]
-
-
-def _branch(ops: list[Op], readers: Counter[int], gate: int, x: int) -> tuple[int, int, int] | None:
-    """(expand, reduce, pool) if `gate` is a squeeze-excite gate of the tensor `x`, else None."""
-    if gate < 0 or ops[gate].kind not in ("conv", "linear") or ops[gate].act not in ("sigmoid", "hardsigmoid") or readers[gate] != 1:
-        return None
-    reduce = ops[gate].inputs[0]
-    if reduce < 0 or ops[reduce].kind not in ("conv", "linear") or readers[reduce] != 1:
-        return None
-    pool = ops[reduce].inputs[0]
-    if pool < 0 or ops[pool].kind != "pool" or readers[pool] != 1 or ops[pool].inputs[0] != x:
-        return None
-    if prod(ops[gate].out_shape) != ops[pool].in_shape[0]:
-        return None
-    return gate, reduce, pool

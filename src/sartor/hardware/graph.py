@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING
 
 from sartor.errors import UserError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
-KINDS = ("conv", "linear", "pool", "maxpool", "avgpool", "se", "add", "mul", "concat", "act", "resize")
+KINDS = ("conv", "linear", "pool", "maxpool", "avgpool", "se", "add", "mul", "concat", "act", "resize", "other")
 ACTS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "swish", "sigmoid", "affine")
 
 
@@ -36,6 +37,8 @@ class Op:
     conv: convolution + folded batch norm + activation `act`. linear: the same for a fully connected layer.
     se: squeeze-excite branch *including* its multiplication; `hidden` is the squeezed width, `act` the gate (default hardsigmoid).
     pool: global average. act: an activation that nothing absorbs ("affine" is a lone batch norm). resize: bilinear or nearest.
+    other: an operator of a foreign network without a kind of its own; `label` is its name, `own_macs` and `own_params` its counts.
+    A conv with two inputs adds the second to its sum before the activation (only in graphs lowered by `sartor.hardware.fusion`).
     """
 
     kind: str
@@ -49,6 +52,10 @@ class Op:
     name: str = ""
     hidden: int = 0  # se only: width of the squeezed layer
     dilation: int = 1
+    label: str = ""  # other only
+    own_macs: int = 0  # other only
+    own_params: int = 0  # other only
+    dtype: str = ""  # of the output, as numpy names it; empty where the graph is not bound to a precision
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -74,6 +81,10 @@ class Op:
             parts.append(f"k{self.kernel}s{self.stride}{groups}" + (f"d{self.dilation}" if self.dilation > 1 else ""))
         if self.kind == "concat" and len(self.inputs) > 2:
             parts.append(f"n{len(self.inputs)}")
+        if self.kind == "other":
+            parts += [self.label, f"m{self.own_macs}p{self.own_params}"]
+        if self.kind == "conv" and len(self.inputs) > 1:
+            parts.append("add")
         if self.act:
             parts.append(self.act)
         return ":".join(parts)
@@ -97,12 +108,29 @@ class Op:
     @property
     def params(self) -> int:
         """Parameters as delivered: weights and one bias per output channel, batch norm folded in."""
-        return self._weights + self._biases
+        return self.own_params if self.kind == "other" else self._weights + self._biases
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates of convolutions and linear layers for one image; every other op counts 0."""
+        if self.kind == "other":
+            return self.own_macs
         return self._weights * (self.out_shape[1] * self.out_shape[2] if self.kind == "conv" else 1)
+
+    def traffic(self, bytes_per_value: float = 1, bytes_per_weight: float = 1) -> float:
+        """Bytes that one run moves at least: every operand and weight read once, the output written once (biases count 4 bytes).
+
+        A window that touches only part of its input (stride over kernel) reads that part.
+        """
+        read = prod(self.in_shape) * min(1.0, (self.kernel / self.stride) ** 2)
+        if self.kind in ("add", "mul"):
+            read *= max(2, len(self.inputs))
+        if self.kind == "conv" and len(self.inputs) > 1:
+            read += prod(self.out_shape)
+        if self.kind == "se":
+            read += prod(self.in_shape) + 2 * (self.in_shape[0] + self.hidden)  # the map is read again for the product
+        weights, biases = (self.own_params, 0) if self.kind == "other" else (self._weights, self._biases)
+        return (read + prod(self.out_shape)) * bytes_per_value + weights * bytes_per_weight + biases * 4
 
 
 @dataclass(frozen=True)
@@ -126,6 +154,10 @@ class OpGraph:
     def sources(self, index: int) -> tuple[int, ...]:
         """Producers of op `index`; -1 is the graph's input."""
         return self.ops[index].inputs or (index - 1,)
+
+    def consumers(self, index: int) -> tuple[int, ...]:
+        """Ops that read the output of op `index` (-1: the graph's input); none means it leaves the network."""
+        return tuple(reader for reader in range(len(self.ops)) if index in self.sources(reader))
 
     @property
     def macs(self) -> int:
