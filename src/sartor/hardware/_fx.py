@@ -26,7 +26,7 @@ _ACTS: dict[Any, str] = {
     nn.Sigmoid: "sigmoid", F.sigmoid: "sigmoid", torch.sigmoid: "sigmoid", "sigmoid": "sigmoid",
 }  # fmt: skip
 _THROUGH = {
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, F.dropout, F.dropout2d, torch.flatten, torch.squeeze, torch.reshape,
+    nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.ZeroPad2d, F.dropout, F.dropout2d, torch.flatten, torch.squeeze, torch.reshape,
     "flatten", "view", "reshape", "squeeze", "contiguous", "unsqueeze",
 }  # fmt: skip
 _ADD = {operator.add, operator.iadd, torch.add, "add", "add_"}
