@@ -6,6 +6,7 @@ The rules, by name (an op that none of them names never works in place):
 
 act        elementwise: each value is read once and written at its own place.
 add, mul   elementwise: over either operand of the output's size.
+sum        a convolution that adds its second input to its result (a runtime's fusion) accumulates over that input.
 se         the product with the gate goes over the input; the gate, one value a channel, is a workspace.
 depthwise  channel by channel (TinyEngine: Lin et al. 2020, MCUNet, section 3.2, "in-place depth-wise convolution"): the outputs of one
            channel are gathered in a workspace and then written over channels that are done with, so N channels need N + 1 instead of 2 N.
@@ -24,7 +25,7 @@ from sartor.hardware.graph import Op, OpGraph
 SEARCH_STATES = 100_000
 
 NEVER: frozenset[str] = frozenset()
-ELEMENTWISE: frozenset[str] = frozenset({"act", "add", "mul", "se"})
+ELEMENTWISE: frozenset[str] = frozenset({"act", "add", "mul", "sum", "se"})
 TINYENGINE: frozenset[str] = ELEMENTWISE | {"depthwise"}
 
 
@@ -151,7 +152,8 @@ class Lifetimes:
         """Operands whose place the output may take: as large as it (a depthwise convolution's is larger with a stride)."""
         if index in self.external:
             return ()
-        fits = [s for s in self.sources[index] if sizes[s] >= sizes[index] and s not in self.external]
+        sources = self.sources[index][1:] if _rule(op) == "sum" else self.sources[index]
+        fits = [s for s in sources if sizes[s] >= sizes[index] and s not in self.external]
         return tuple(s for s in fits if sizes[s] == sizes[index] or _rule(op) == "depthwise")
 
     def dying(self, index: int, done: int) -> list[int]:
@@ -190,6 +192,8 @@ def is_depthwise(op: Op) -> bool:
 
 def _rule(op: Op) -> str:
     """The in-place rule that an op falls under."""
+    if op.kind == "conv" and len(op.inputs) > 1:
+        return "sum"
     return "depthwise" if is_depthwise(op) else op.kind
 
 
