@@ -38,6 +38,12 @@ from sartor.trial import Trial
         ("params<=1M", Limit("params", 1e6)),
         ("macs<=10m", Limit("macs", 1e7)),
         ("params=1.5k", Limit("params", 1500)),
+        ("flash=1MB", Limit("flash_bytes", 1024**2)),
+        ("flash_bytes<=640KB", Limit("flash_bytes", 640 * 1024)),
+        ("quantisation_error<=1%", Limit("quantisation_error", 0.01)),
+        ("energy=500uJ", Limit("energy_mj", 0.5)),
+        ("energy_mj<=2J", Limit("energy_mj", 2000.0)),
+        ("edp<=3mJ*ms", Limit("edp", 3.0)),
     ],
 )
 def test_friendly_forms(text: str, limit: Limit) -> None:
@@ -72,6 +78,8 @@ def test_friendly_forms(text: str, limit: Limit) -> None:
         ("accuracy>=101%", "fraction 0..1"),
         ("latency_p95=2", "unknown statistic 'p95'"),
         ("params_p90<=3", "latencies only"),
+        ("energy=3W", "no unit 'W'; units: J, mJ, uJ"),
+        ("quantisation_error<=2", "fraction 0..1"),
     ],
 )
 def test_bad_forms_say_what_is_wrong(text: str, says: str) -> None:

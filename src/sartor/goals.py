@@ -44,13 +44,17 @@ _ALL = (
     Metric("file_bytes", "min", "bytes", "size of the exported file"),
     Metric("params", "min", "count", "parameters"),
     Metric("macs", "min", "count", "multiply-accumulates of one inference"),
+    Metric("flash_bytes", "min", "bytes", "weights and biases as a microcontroller stores them, without the runtime's code"),
+    Metric("quantisation_error", "min", "fraction", "norm(W - Q(W)) / norm(W) of the layer that rounding to int8 changes most"),
+    Metric("energy_mj", "min", "mJ", "energy of one inference by the device's energy model, not measured"),
+    Metric("edp", "min", "mJ*ms", "energy-delay product of one inference by the device's energy model"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 _ALIASES = {
     "latency": "latency_ms", "acc": "accuracy", "top1": "accuracy", "fps": "throughput", "peak": "peak_bytes", "memory": "peak_bytes",
-    "ram": "peak_bytes", "sram": "peak_bytes", "file": "file_bytes", "size": "file_bytes", "flash": "file_bytes",
-    "parameters": "params",
+    "ram": "peak_bytes", "sram": "peak_bytes", "file": "file_bytes", "size": "file_bytes", "flash": "flash_bytes",
+    "parameters": "params", "energy": "energy_mj", "quantization_error": "quantisation_error",
 }  # fmt: skip
 # KB means 1024 bytes here, as in every microcontroller data sheet ("256 KB SRAM"); KiB says the same.
 _BYTES = {"": 1, "b": 1, "bytes": 1, **{f"{p}{b}": 1024**i for i, p in enumerate("kmg", 1) for b in ("", "b", "ib")}}
@@ -60,9 +64,12 @@ _UNITS: dict[str, dict[str, float]] = {
     "count": {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9},
     "fraction": {"": 1, "%": 1e-2},
     "images/s": {"": 1, "/s": 1, "fps": 1, "img/s": 1, "images/s": 1, "k": 1e3},
+    "mJ": {"": 1, "mj": 1, "j": 1e3, "uj": 1e-3, "µj": 1e-3, "μj": 1e-3},
+    "mJ*ms": {"": 1, "mj*ms": 1},
 }
 _SPELLED = {
     "ms": "s, ms, us, ns", "bytes": "B, KB, MB, GB (1 KB = 1024 B)", "count": "K, M, G", "fraction": "%", "images/s": "fps, images/s",
+    "mJ": "J, mJ, uJ", "mJ*ms": "mJ*ms",
 }  # fmt: skip
 
 
