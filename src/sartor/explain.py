@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,21 @@ def explain(space: Space, trials: Sequence[Trial], metric: str, *, pairs: int = 
         r2=r2,
         trials=len(known),
     )
+
+
+def to_json(space: Space, trials: Sequence[Trial], metrics: Sequence[str], *, seed: int = 0) -> list[dict[str, Any]]:
+    """The explanations of several metrics as a report reads them; metrics with too few trials are left out."""
+    found = []
+    for metric in metrics:
+        try:
+            one = explain(space, trials, metric, seed=seed)
+        except UserError:
+            continue
+        effects = {name: {str(label): mean for label, mean in means.items()} for name, means in one.effects.items() if len(means) > 1}
+        pairs = [[*pair, value] for pair, value in one.pairs.items()]
+        plain = {"metric": metric, "trials": one.trials, "r2": one.r2, "mean": one.mean, "importance": one.importance, "pairs": pairs}
+        found.append({**plain, "effects": effects})
+    return found
 
 
 def _uniform(space: Space, seed: int) -> list[Arch]:

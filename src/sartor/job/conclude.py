@@ -148,6 +148,7 @@ def _write(
             "phases": [{"name": name, "seconds": seconds} for name, seconds in job.state.seconds.items()],
             "table": job.state.facts.get("table", {}),
             "predictor": job.state.facts.get("screen", {}).get("predictor", {}),
+            "explanation": _explanation(job) if whole else [],
             "notes": [*filter(None, [job.state.facts.get("sizing", {}).get("note")]), *notes],
             "versions": {name: version(name) for name in ("sartor", "torch", "onnxruntime", "numpy")},
             "request": job.request.model_dump(),
@@ -160,6 +161,18 @@ def _write(
     write_json(job.folder / "result.json", result)
     write_report(job.folder, result, _trials(job))
     return dict(result)
+
+
+def _explanation(job: Job) -> list[dict[str, Any]]:
+    """Which choices mattered, for every objective that the history has."""
+    from sartor.explain import to_json
+
+    path = job.folder / "history.sqlite"
+    if not path.is_file():
+        return []
+    with Store(path) as store:
+        trials = list(store.trials(job.net.space))
+    return to_json(job.net.space, trials, job.goals.objectives)
 
 
 def _trials(job: Job) -> list[dict[str, Any]] | None:

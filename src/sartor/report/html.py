@@ -16,6 +16,7 @@ from typing import Any
 from sartor.errors import UserError
 from sartor.report import sections
 from sartor.report.decisions import decisions
+from sartor.report.explanation import explanation
 from sartor.report.explorer import explorer, page_data
 from sartor.report.files import write_atomically
 from sartor.report.markup import Html, finite, join, json_block, section, tag
@@ -63,6 +64,7 @@ def page(result: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] | None =
         sections.predicted(clean),
         sections.trade_offs(clean),
         _search(trials),
+        explanation(clean),
         sections.refused(clean),
         sections.how_measured(clean),
         sections.phases(clean),
@@ -74,7 +76,7 @@ def page(result: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] | None =
         tag("h1", f"{name}: networks made to measure"),
         tag("p", _when(clean), class_="note"),
         sections.banner(clean),
-        tag("nav", _contents(), aria_label="Contents"),
+        tag("nav", _contents(clean), aria_label="Contents"),
     )
     data = join([json_block("result", clean), json_block("page-data", page_data(clean, trials, choices, Path(run_dir)))])
     script = "\n".join(_asset(file) for file in SCRIPTS)
@@ -115,7 +117,7 @@ def _policy(script: str) -> str:
     )
 
 
-def _contents() -> Html:
+def _contents(result: Mapping[str, Any]) -> Html:
     places = {
         "summary": "In short",
         "choose": "Choose",
@@ -124,6 +126,7 @@ def _contents() -> Html:
         "predictions": "Predictions",
         "trade-offs": "Trade-offs",
         "search": "Search",
+        **({"mattered": "What mattered"} if result.get("explanation") else {}),
         "refused": "Refused",
         "how": "How measured",
         "time": "Time",

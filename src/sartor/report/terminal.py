@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sartor.report import promises
+from sartor.report import explanation, promises
 from sartor.report.values import (
     NOT_MEASURED,
     Record,
@@ -258,6 +258,11 @@ def print_result(result: Record, folder: str | Path, out: Console) -> None:
         if present:
             out.print()
             out.print(draw())
+    for entry in records(result.get("explanation")):
+        out.print()
+        columns = ("choice", "share", "means, lowest to highest")
+        out.print(table(explanation.terminal_title(entry), columns, explanation.terminal_rows(entry)))
+        say(out, explanation.quality_words(entry))
     lines = [*_comparison(mapping(result.get("comparison"))), *(f"Note: {note}" for note in strings(result.get("notes")))]
     out.print()
     for line in [*lines, *_places(Path(folder), result)]:
