@@ -84,3 +84,27 @@ class Resize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
+
+
+def shuffle_channels(x: Tensor, groups: int) -> Tensor:
+    """Channels `(batch, groups * n, H, W)` in the order in which each group gives one in turn (Zhang et al. 2018, ShuffleNet)."""
+    batch, channels, height, width = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last):  # and stays so
+        rows = x.permute(0, 2, 3, 1).reshape(batch, height, width, groups, channels // groups).transpose(3, 4)
+        return rows.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+    return x.reshape(batch, groups, channels // groups, height, width).transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class PartialBranch(nn.Module):
+    """`branch` on the first 1/k of the channels, the others beside it, then a channel shuffle of k groups."""
+
+    def __init__(self, branch: nn.Module, k: int) -> None:
+        super().__init__()
+        self.branch, self.k = branch, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = x.shape[1] // self.k
+        mixed, rest = self.branch(x[:, :part]), x[:, part:]
+        if mixed.shape[-1] != rest.shape[-1]:
+            rest = F.max_pool2d(rest, 2, 2)
+        return shuffle_channels(torch.cat((mixed, rest), 1), self.k)

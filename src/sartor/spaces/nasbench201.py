@@ -91,7 +91,7 @@ class Cell(Searchable):
             for edge, choice, (source, to) in zip(self.edges, CHOICES, EDGES, strict=True):
                 node = nodes[source] if to == target else None
                 if node is not None and not _is_none(arch[choice]):
-                    parts.append(edge(node, arch))
+                    parts.append(edge(node, arch, drop_path))
             nodes.append(_total(parts))
         return nodes[3] if nodes[3] is not None else x * 0.0
 
@@ -127,9 +127,15 @@ class NasBench201(Net):
         channels: of the first stage; the benchmark has 16.
         cells: of each stage; the benchmark has 5.
 
+    `drop_path` reaches the operations of the cells; it is the dropout of the skip connections where they have one
+    (:func:`sartor.layers.partial.skip_dropout`), else without effect.
+
     Raises:
         UserError: for pictures whose sides four does not divide.
     """
+
+    #: The choices that enter each node of a cell: what edge normalisation weighs against each other.
+    incoming = tuple(tuple(c for c, (_, to) in zip(CHOICES, EDGES, strict=True) if to == node) for node in (1, 2, 3))
 
     def __init__(self, input_shape: tuple[int, int, int], classes: int, *, channels: int = 16, cells: int = 5) -> None:
         super().__init__(input_shape, classes)
@@ -150,10 +156,10 @@ class NasBench201(Net):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = ElasticLinear(channels << 2, self.classes)
 
-    def forward(self, x: Tensor, arch: AnyArch) -> Tensor:  # type: ignore[override]  # Net passes drop_path to those that take it
+    def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
         x = self.stem(x, arch)
         for part in self.body:
-            x = part(x, arch)
+            x = part(x, arch, drop_path)
         return self.classifier(torch.flatten(self.pool(self.last(x, arch)), 1), arch)  # type: ignore[no-any-return]
 
     def published(self, arch: Mapping[str, int]) -> nn.Module:

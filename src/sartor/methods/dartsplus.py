@@ -1,0 +1,26 @@
+"""DARTS+ (Liang et al. 2019, "DARTS+: Improved differentiable architecture search with early stopping", arXiv:1909.06035)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sartor.recipes.bilevel import SearchData, SearchResult
+
+
+def darts_plus(net: Any, data: SearchData, *, most_skips: int = 2, stable_epochs: int = 10, **settings: Any) -> SearchResult:
+    """DARTS that ends when a normal cell has two skip connections, or when the ranking of all operations has settled (section 3.3).
+
+    Args:
+        net: a searchable network; it is copied.
+        most_skips: the number of skip connections at which the search ends.
+        stable_epochs: epochs for which the ranking must have stayed the same.
+        settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+    """
+    from sartor.methods import parts
+    from sartor.methods.darts import darts
+
+    stops = [parts.stable_ranking(stable_epochs)]
+    if any("skip_connect" in options for options in net.space.choices.values()):
+        stops.append(parts.too_many_skips(net.space, most_skips, among=parts.normal_cell))
+    return darts(net, data, **{**settings, "stops": [*settings.get("stops", ()), *stops]})

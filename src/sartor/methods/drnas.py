@@ -1,0 +1,50 @@
+"""DrNAS (Chen et al. 2021, "DrNAS: Dirichlet neural architecture search", arXiv:2006.10355)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sartor.recipes.bilevel import SearchData, SearchResult
+
+
+def drnas(
+    net: Any,
+    data: SearchData,
+    *,
+    k: Sequence[int] = (6, 3),
+    candidates: Sequence[float] = (1.0, 0.5),
+    anchor: float = 1e-3,
+    **settings: Any,
+) -> SearchResult:
+    """The weights of an edge are Dirichlet samples; partial channels that grow, and candidates that fall, from stage to stage.
+
+    Sections 3.2 and 3.3 and 4.1: concentration elu(alpha) + 1, KL anchor of weight 1e-3 in place of weight decay, two stages of 25 epochs
+    with 1/6 and 1/3 of the channels and all, then half of the candidates; batches of 64, Adam at 3e-4. The weights of a stage start from
+    those of the stage before where the two overlap.
+
+    Args:
+        net: a searchable network; it is copied. Where k does not divide the channels, the largest divisor below it is taken.
+        k: partial channels of each stage; 1 runs all.
+        candidates: share of the options of every choice in each stage.
+        anchor: weight of the KL divergence.
+        settings: of :func:`sartor.recipes.bilevel.search_bilevel`; the budget is that of all stages.
+    """
+    from sartor.methods import parts
+
+    paper = parts.with_defaults(settings, epochs=25 * len(k), architecture=parts.Adam(weight_decay=0.0))
+    space = parts.relaxed_space(net)[0]
+    results: list[SearchResult] = []
+    for stage, part in enumerate(k):
+        begun, notes = parts.partial_if_possible(parts.fixed_norms(net), part)
+        if results:
+            space = parts.keep_candidates(results[-1].policy, candidates[stage])
+            parts.load_weights(begun, results[-1].net.state_dict())
+        policy = parts.make_policy(parts.Dirichlet, net, space=space, seed=paper.get("seed", 0))
+        if results:
+            parts.carry_over(results[-1].policy, policy)
+        staged = parts.stage_settings(paper, stage, len(k))
+        staged["terms"] = [*staged.get("terms", ()), parts.Anchor(policy, anchor)]
+        results.append(parts.search(net, begun, policy, data, *notes, **staged))
+    return parts.joined(results)

@@ -1,0 +1,28 @@
+"""FairDARTS (Chu et al. 2020, "Fair DARTS: Eliminating unfair advantages in differentiable architecture search", arXiv:1911.12126)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sartor.recipes.bilevel import SearchData, SearchResult
+
+
+def fair_darts(net: Any, data: SearchData, *, zero_one: float = 10.0, none: str = "none", **settings: Any) -> SearchResult:
+    """A sigmoid gate for every operation instead of a softmax over them, and a loss that drives each gate to zero or one.
+
+    Section 4: weight 10 of the zero-one loss; otherwise as DARTS, batches of 128. The option `none` is left out: a closed gate says it. The
+    strongest operation of each edge is derived; the paper also drops edges whose strongest gate is below 0.85.
+
+    Args:
+        net: a searchable network; it is copied.
+        zero_one: weight of the zero-one loss.
+        settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+    """
+    from sartor.methods import parts
+
+    space = parts.without(parts.relaxed_space(net)[0], none)
+    policy = parts.make_policy(parts.Sigmoid, net, space=space, seed=settings.get("seed", 0))
+    paper = parts.with_defaults(settings, epochs=50, batch=128)
+    paper["terms"] = [*paper.get("terms", ()), parts.ZeroOne(policy, zero_one)]
+    return parts.search(net, parts.fixed_norms(net), policy, data, **paper)

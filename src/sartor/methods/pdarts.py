@@ -1,0 +1,48 @@
+"""P-DARTS (Chen et al. 2019, "Progressive differentiable architecture search: Bridging the depth gap", arXiv:1904.12760)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sartor.recipes.bilevel import SearchData, SearchResult
+
+
+def p_darts(
+    net: Any,
+    data: SearchData,
+    *,
+    deepen: Callable[[int], Any] | None = None,
+    candidates: Sequence[float] = (1.0, 5 / 8, 3 / 8),
+    dropout: Sequence[float] = (0.0, 0.4, 0.7),
+    most_skips: int = 2,
+    **settings: Any,
+) -> SearchResult:
+    """DARTS in stages: each begins anew, on a deeper network, with fewer candidates on every edge and more dropout on skip connections.
+
+    Sections 3.2 and 3.3 and 4.2: 5, 11 and 17 cells with 8, 5 and 3 candidates; 25 epochs a stage, the first 10 of weights alone; batches
+    of 96; Adam at 6e-4; at most two skip connections in the derived normal cell.
+
+    Args:
+        net: a searchable network; every stage begins with a copy of it, unless `deepen` is given.
+        deepen: stage number (from 0) -> the network of that stage, with the same choices.
+        candidates: share of the options of every edge in each stage.
+        dropout: initial rate on skip connections in each stage; it decays within the stage.
+        settings: of :func:`sartor.recipes.bilevel.search_bilevel`; the budget is that of all stages.
+    """
+    from sartor.methods import parts
+
+    paper = parts.with_defaults(settings, epochs=25 * len(candidates), batch=96, weights_only=0.4, architecture=parts.Adam(lr=6e-4))
+    space, results = parts.relaxed_space(net)[0], []
+    for stage, rate in enumerate(dropout):
+        begun = parts.fixed_norms(net if deepen is None else deepen(stage))
+        begun, notes = parts.skip_dropout_if_possible(begun)
+        policy = parts.make_policy(parts.Softmax, net, space=space, seed=paper.get("seed", 0))
+        schedule = parts.decaying_skip_dropout(rate, paper["weights_only"])
+        staged = {**parts.stage_settings(paper, stage, len(candidates)), "drop_path": schedule}
+        results.append(parts.search(net, begun, policy, data, *notes, **staged))
+        if stage + 1 < len(candidates):
+            space = parts.keep_candidates(policy, candidates[stage + 1])
+    derive = parts.limit_skips(parts.derivation(net), net.space, most_skips, among=parts.normal_cell)
+    return parts.joined(results, derive(policy.strengths()))
