@@ -1,0 +1,76 @@
+"""ONNX Runtime on the CPU: `.onnx` files, fp32 or quantised as the file is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sartor.errors import UserError
+from sartor.hardware.runtimes.setup import Loaded, Setup
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+
+def load(file: Path, setup: Setup, seed: int = 0) -> Loaded:
+    """A session with its random input. Raises UserError for what ONNX Runtime cannot load."""
+    import onnxruntime as ort
+
+    session = open_session(file, setup.threads)
+    feeds = synthetic_input(session, setup.batch, seed)
+    run: Any = session.run
+    name = session.get_inputs()[0].name
+    return Loaded(lambda: run(None, feeds), lambda x: np.asarray(run(None, {name: x})[0]), ort.__version__)
+
+
+def open_session(model: Path | str | bytes, threads: int = 1, *, optimise: bool = True, profile: str | None = None) -> ort.InferenceSession:
+    """An ONNX Runtime session as this package measures: `threads` inside ops, one op at a time, no spinning when idle threads would
+    steal from other processes. `model` is a file or the serialised model. Raises UserError for what the runtime cannot load."""
+    import onnxruntime as ort
+
+    if isinstance(model, str | Path) and not Path(model).is_file():
+        raise UserError(f"expected an ONNX file, got {model}, which does not exist")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    if threads > 1:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    try:
+        return ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own exception classes differ by version
+        name = "the model given" if isinstance(model, bytes) else str(model)
+        raise UserError(
+            f"expected an ONNX model that ONNX Runtime {ort.__version__} can run, got {name}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def synthetic_input(session: ort.InferenceSession, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random images for a session's inputs: float inputs standard normal, integer inputs over 0..255; free dimensions become `batch`.
+
+    Raises UserError for inputs that are no arrays of numbers, and for free dimensions other than the first.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(double)": np.float64}
+    feeds = {}
+    for item in session.get_inputs():
+        if item.type not in kinds:
+            raise UserError(f"expected inputs of type {', '.join(kinds)}, got {item.type} for {item.name!r}")
+        free = [place for place, size in enumerate(item.shape) if not isinstance(size, int)]
+        if any(place > 0 for place in free):
+            raise UserError(f"expected only the first dimension to be free, got shape {item.shape} for input {item.name!r}")
+        if not free and item.shape and item.shape[0] != batch:
+            raise UserError(f"expected batch {item.shape[0]}, which the file fixes for input {item.name!r}, got batch {batch}")
+        shape = [batch if place in free else size for place, size in enumerate(item.shape)]
+        kind = kinds[item.type]
+        values = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 127, shape)
+        feeds[item.name] = values.astype(kind)
+    return feeds
