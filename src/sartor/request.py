@@ -35,6 +35,7 @@ SPACES: Mapping[str, str] = {
     "proxylessnas-mobile": "one net: ProxylessNAS-Mobile (Cai et al. 2019)",
     "fbnet-c": "one net: FBNet-C (Wu et al. 2019)",
     "nasbench201": "the cell of NAS-Bench-201 (Dong & Yang 2020)",
+    "darts": "normal and reduction cells of DARTS (Liu et al. 2019)",
     "nasnet": "normal and reduction cells of five blocks (NASNet, Zoph et al. 2018)",
     "macro": "a chain of layers with skip connections (Zoph & Le 2017)",
     "branches": "units of parallel branches, added or concatenated",

@@ -30,6 +30,7 @@ SPACES: dict[str, Callable[[int], MobileSpec]] = {
 #: name -> module:Class(input_shape, classes) of spaces that are networks of their own rather than a spec; imported when asked for
 NETWORKS: dict[str, str] = {
     "nasbench201": "sartor.spaces.nasbench201:NasBench201",
+    "darts": "sartor.spaces.darts:DartsNet",
     "nasnet": "sartor.spaces.nasnet:NasNet",
     "macro": "sartor.spaces.macro:MacroNet",
     "branches": "sartor.spaces.branches:BranchNet",

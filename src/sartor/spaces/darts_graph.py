@@ -1,0 +1,126 @@
+"""The op graph of a genotype's network, written down from the genotype: what :func:`sartor.hardware.trace` finds in a built
+:class:`sartor.spaces.darts_eval.CellNetwork`, a hundred times faster. The stem is that for small pictures, there is no auxiliary head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sartor.hardware.graph import Op, OpGraph
+from sartor.layers.primitives import activated
+from sartor.spaces.darts_eval import Edges, Genotype, reductions
+
+Shape = tuple[int, int, int]
+
+
+class _Writer:
+    """Ops so far, and the parameters that torch counts: weights, and two per channel of a batch normalisation."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.shapes: list[Shape] = []
+        self.numel = 0
+
+    def add(self, kind: str, name: str, inputs: tuple[int, ...], in_shape: Shape, out_shape: Shape, **fields: Any) -> int:
+        self.ops.append(Op(kind, in_shape, out_shape, inputs=inputs, name=name, **fields))
+        self.shapes.append(out_shape)
+        return len(self.ops) - 1
+
+    def conv(
+        self, name: str, source: int, outputs: int, *, shape: Shape | None = None, norm: bool = True, stride: int = 1, **fields: Any
+    ) -> int:
+        channels, height, width = shape or self.shapes[source]
+        out = (outputs, -(-height // stride), -(-width // stride))
+        index = self.add("conv", name, (source,), (channels, height, width), out, stride=stride, **fields)
+        self.numel += self.ops[index].params - outputs + (2 * outputs if norm else 0)
+        return index
+
+    def norm(self, name: str, source: int) -> int:
+        """A normalisation that no convolution takes in."""
+        self.numel += 2 * self.shapes[source][0]
+        return self.add("act", name, (source,), self.shapes[source], self.shapes[source], act="affine")
+
+    def reduce(self, name: str, source: int, outputs: int) -> int:
+        halves = tuple(
+            self.conv(f"{name}.conv_{n}", source, width, stride=2, norm=False)
+            for n, width in ((1, outputs - outputs // 2), (2, outputs // 2))
+        )
+        shape = (outputs, *self.shapes[halves[0]][1:])
+        return self.norm(f"{name}.norm", self.add("concat", f"{name}.cat", halves, shape, shape))
+
+    def relu(self, name: str, source: int) -> int:
+        return self.add("act", name, (source,), self.shapes[source], self.shapes[source], act="relu")
+
+    def operation(self, op: str, name: str, source: int, stride: int, pool_norm: bool) -> int:
+        channels, height, width = self.shapes[source]
+        if op == "skip_connect":
+            return self.reduce(name, source, channels)
+        if op in ("max_pool_3x3", "avg_pool_3x3"):
+            out = (channels, -(-height // stride), -(-width // stride))
+            pool = self.add(f"{op[:3]}pool", f"{name}.pool", (source,), self.shapes[source], out, kernel=3, stride=stride)
+            return self.norm(f"{name}.norm", pool) if pool_norm else pool
+        kernel, dilation = int(op[-1]), 2 if op.startswith("dil") else 1
+        spatial = self.conv(f"{name}.0", source, channels, norm=False, stride=stride, kernel=kernel, groups=channels, dilation=dilation)
+        if dilation == 2:
+            return self.conv(f"{name}.1", spatial, channels)
+        inner = self.conv(f"{name}.1", spatial, channels, act="relu")
+        again = self.conv(f"{name}.4", inner, channels, norm=False, kernel=kernel, groups=channels)
+        return self.conv(f"{name}.5", again, channels)
+
+    def cell(
+        self, name: str, edges: Edges, s0: int, s1: int, channels: int, *, reduction: bool, after_reduction: bool, pool_norm: bool
+    ) -> int:
+        """The concatenated nodes."""
+        entries = [(op, source, 2 if reduction and source < 2 else 1, 2 + number // 2) for number, (op, source) in enumerate(edges)]
+        active = {source for op, source, stride, _ in entries if activated(op, stride)}
+        raw = {source for op, source, stride, _ in entries if not activated(op, stride)}
+        nodes: list[int] = []
+        relus: dict[int, int] = {}
+        for number, source in enumerate((s0, s1)):
+            path = f"{name}.preprocess{number}"
+            fused = number in active and number not in raw and not (after_reduction and number == 0)
+            if after_reduction and number == 0:
+                nodes.append(self.reduce(path, source, channels))
+            else:
+                nodes.append(self.conv(f"{path}.0", source, channels, act="relu" if fused else ""))
+            if number in active:
+                relus[number] = nodes[number] if fused else self.relu(f"{name}.relu{number}.relu", nodes[number])
+        for target in range(2, 6):
+            parts = []
+            for op, source, stride, to in entries:
+                if to == target:
+                    start = relus[source] if activated(op, stride) else nodes[source]
+                    path = f"{name}.edge{source}{target}"
+                    identity = op == "skip_connect" and stride == 1
+                    parts.append(start if identity else self.operation(op, path, start, stride, pool_norm))
+            shape = self.shapes[parts[0]]
+            nodes.append(self.add("add", f"{name}.node{target}.add", (parts[0], parts[1]), shape, shape))
+            if target in active:
+                relus[target] = self.relu(f"{name}.relu{target}.relu", nodes[target])
+        joined = (4 * channels, *self.shapes[nodes[2]][1:])
+        return self.add("concat", f"{name}.out.cat", tuple(nodes[2:]), joined, joined)
+
+
+def op_graph(
+    genotype: Genotype, input_shape: Shape, classes: int, *, channels: int, cells: int, pool_norm: bool = False
+) -> tuple[OpGraph, int]:
+    """The op graph of the network, and its number of parameters in torch."""
+    w = _Writer()
+    state = w.conv("stem.0", -1, 3 * channels, shape=input_shape, kernel=3, act="relu")
+    s0 = s1 = state
+    out, after_reduction = state, False
+    for number in range(cells):
+        reduction = number in reductions(cells)
+        channels = 2 * channels if reduction else channels
+        edges = genotype.reduce if reduction else genotype.normal
+        out = w.cell(f"cells.{number}", edges, s0, s1, channels, reduction=reduction, after_reduction=after_reduction, pool_norm=pool_norm)
+        after_reduction = reduction
+        if number + 1 < cells:
+            s0, s1 = s1, w.relu(f"cells.{number}.out_relu.relu", out)
+    width = w.shapes[out][0]
+    pooled = w.add("pool", "pool", (out,), w.shapes[out], (width, 1, 1))
+    last = w.add("linear", "classifier", (pooled,), (width, 1, 1), (classes, 1, 1))
+    w.numel += w.ops[last].params
+    return OpGraph(tuple(w.ops), input_shape), w.numel
+
+
+__all__ = ["op_graph"]
