@@ -1,21 +1,17 @@
-"""What a machine tells of itself: cores, clock, caches and memory, from /proc and /sys. No quantity is guessed."""
+"""Devices as they show themselves: what the system tells, and peaks, bandwidth and overhead by measuring (`sartor devices probe`)."""
 
 from __future__ import annotations
 
 import platform
-from pathlib import Path
-from typing import Any
 
-from sartor.hardware.device import cores, host
+from sartor.hardware.device import host
+from sartor.hardware.facts import SOURCES, system_facts
 from sartor.hardware.spec import DeviceSpec
-
-_SYSFS = Path("/sys/devices/system/cpu")
 
 
 def probe_host() -> DeviceSpec:
     """This machine as far as its system tells, without measuring: peaks and bandwidth are left out. `sartor devices probe` measures."""
-    identity = host()
-    told = system_facts()
+    identity, facts = host(), system_facts()
     return DeviceSpec.model_validate(
         {
             "name": "host",
@@ -25,61 +21,7 @@ def probe_host() -> DeviceSpec:
             "measured": True,
             "runtime": identity.runtime,
             "precisions": ("fp32", "int8"),
-            **told,
-            "sources": {key: _SOURCES[key] for key in told},
+            **facts,
+            "sources": {key: SOURCES[key] for key in facts},
         }
     )
-
-
-_SOURCES = {
-    "cores": "the operating system: cores this process may use",
-    "frequencies": "/sys/devices/system/cpu/cpu0/cpufreq, or the clock that /proc/cpuinfo shows",
-    "caches": "/sys/devices/system/cpu/cpu0/cache",
-    "ram_bytes": "/proc/meminfo",
-    "lanes": "the vector instruction sets that /proc/cpuinfo lists",
-}
-
-
-def system_facts() -> dict[str, Any]:
-    """cores, lanes, frequencies, caches and ram_bytes in the form of `DeviceSpec`, each only where the system tells it."""
-    found: dict[str, Any] = {"cores": cores()}
-    bits = _vector_bits()
-    if bits:
-        found["lanes"] = {"fp32": bits // 32, "int8": bits // 8}
-    clocks = _clocks_mhz()
-    if clocks:
-        found["frequencies"] = [{"mhz": mhz} for mhz in clocks]
-    caches = _caches()
-    if caches:
-        found["caches"] = caches
-    memory = Path("/proc/meminfo")
-    if memory.exists():
-        found["ram_bytes"] = int(memory.read_text().split("MemTotal:")[1].split()[0]) * 1024
-    return found
-
-
-def _vector_bits() -> int:
-    isa = set(host().isa)
-    return next((bits for flag, bits in (("avx512f", 512), ("avx2", 256), ("avx", 256), ("asimd", 128)) if flag in isa), 0)
-
-
-def _clocks_mhz() -> list[float]:
-    folder = _SYSFS / "cpu0/cpufreq"
-    for name in ("scaling_available_frequencies", "cpuinfo_max_freq"):
-        if (folder / name).exists():
-            return sorted({int(text) / 1e3 for text in (folder / name).read_text().split()})
-    info = Path("/proc/cpuinfo")
-    lines = [line for line in info.read_text(errors="replace").splitlines() if line.startswith("cpu MHz")] if info.exists() else []
-    return [max(float(line.split(":")[1]) for line in lines)] if lines else []
-
-
-def _caches() -> list[dict[str, Any]]:
-    found = []
-    for folder in sorted((_SYSFS / "cpu0/cache").glob("index*")):
-        facts = {
-            name: (folder / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list") if (folder / name).exists()
-        }
-        if facts.get("type") in ("Data", "Unified") and facts.get("size", "").endswith("K"):
-            shared = any(mark in facts.get("shared_cpu_list", "") for mark in ",-")
-            found.append({"level": int(facts["level"]), "bytes": int(facts["size"][:-1]) * 1024, "shared": shared})
-    return found

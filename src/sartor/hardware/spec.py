@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,8 @@ from sartor.errors import UserError
 if TYPE_CHECKING:
     from sartor.hardware.graph import Op
 
+Precision = Literal["fp32", "fp16", "bf16", "int16", "int8"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 ESTIMATE = "estimate"  # a source that begins so names no document: it gives the reasoning instead
 _PLAIN = ConfigDict(frozen=True, extra="forbid")
 Positive = Field(gt=0)
@@ -66,12 +68,13 @@ class AgentAddress(BaseModel):
     url: str = Field(pattern=r"^https?://[^\s/]+/?$")
     token_file: str | None = None
     certificate: str | None = None  # PEM file of the authority to trust, for an https agent with a certificate of its own
+    patience_s: float = Field(600.0, gt=0)  # how long an agent that does not answer, or is busy, is waited for
 
 
 class DeviceSpec(BaseModel):
     """What is known of a device. Quantities that are not known are None or missing from their mapping, never made up.
 
-    `lanes`, `peak_ops_per_s` are by precision (fp32, fp16, bf16, int8); peaks are those of the whole device with all `cores` at its top
+    `lanes`, `peak_ops_per_s` are by precision; peaks are those of the whole device with all `cores` at its top
     frequency, and a multiply-accumulate counts as two operations. `bandwidth_bytes_per_s` is what all cores together get out of main
     memory (of the SRAM that holds the activations, on a microcontroller). `overhead_us` is the runtime's fixed cost for each op.
     `unsupported` and `unfriendly` map a pattern to the reason (see `objection`): the first do not run there, the second run badly.
@@ -85,7 +88,7 @@ class DeviceSpec(BaseModel):
     processor: str = ""
     measured: bool = False
     runtime: str = Field(min_length=1)
-    precisions: tuple[Literal["fp32", "fp16", "bf16", "int8"], ...] = Field(min_length=1)
+    precisions: tuple[Precision, ...] = Field(min_length=1)
     cores: int = Positive
     bandwidth_bytes_per_s: float | None = Field(None, gt=0)
     overhead_us: float | None = Field(None, ge=0)
@@ -108,8 +111,8 @@ class DeviceSpec(BaseModel):
         for name in ("lanes", "peak_ops_per_s"):
             values: Mapping[str, float] = getattr(self, name)
             for precision, value in values.items():
-                if precision not in ("fp32", "fp16", "bf16", "int8") or not value > 0:
-                    raise ValueError(f"{name}: expected positive numbers by precision (fp32, fp16, bf16, int8), got {precision} = {value}")
+                if precision not in PRECISIONS or not value > 0:
+                    raise ValueError(f"{name}: expected positive numbers by precision ({', '.join(PRECISIONS)}), got {precision} = {value}")
         if [one.mhz for one in self.frequencies] != sorted({one.mhz for one in self.frequencies}):
             raise ValueError("frequencies: expected states in rising order of mhz, each once")
         for pattern in (*self.unsupported, *self.unfriendly):
