@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from sartor.errors import UserError
 from sartor.recipes.checkpoint import load_checkpoint
 from sartor.recipes.sampler import stratified_sampler, uniform_sampler
-from sartor.recipes.sandwich import sandwich_step, train_sandwich
+from sartor.recipes.sandwich import sandwich_step, thread_pool, train_sandwich
+from sartor.spaces import build
 
 from .tiny import TinyNet, tiny_data
 
@@ -48,6 +49,24 @@ def test_the_gradient_is_the_sum_of_label_loss_of_the_largest_and_distillation_o
     assert loss == pytest.approx(first.item(), abs=1e-6)
     for name, p in net.named_parameters():
         assert p.grad is not None and torch.allclose(got[name], p.grad, atol=1e-6), name
+
+
+def test_nets_side_by_side_give_the_same_gradients_to_the_bit_and_the_same_training() -> None:
+    net = build("mobile", (1, 8, 8), 4)
+    x, y = torch.randn(8, 1, 8, 8), torch.arange(8) % 4
+    others = [net.smallest, net.space.at(3), net.space.at(net.space.size // 2)]
+    loss = sandwich_step(net, x, y, others)
+    got = {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad(set_to_none=True)
+    with thread_pool(2) as pool:
+        assert sandwich_step(net, x, y, others, pool=pool) == loss
+    for name, p in net.named_parameters():
+        assert (p.grad is None and got[name] is None) or torch.equal(p.grad, got[name]), name
+    nets = [TinyNet(), TinyNet()]
+    nets[1].load_state_dict(nets[0].state_dict())
+    for one, workers in zip(nets, (1, 2), strict=True):
+        train_sandwich(one, tiny_data(64), steps=6, batch=16, workers=workers)
+    assert equal(*nets)
 
 
 def test_a_step_runs_largest_smallest_and_random_nets_and_regularises_the_largest_only() -> None:

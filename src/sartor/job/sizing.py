@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from sartor.arch import Space
 from sartor.hardware.device import cores
 from sartor.job.context import Job
-from sartor.recipes.sandwich import extremes, sandwich_step
+from sartor.recipes.sandwich import extremes, sandwich_step, thread_pool
 
 #: Passes over the training images below which the supernet's picture scale is reduced.
 ENOUGH_EPOCHS = 4.0
@@ -20,14 +21,14 @@ def fit_space(job: Job, batch: int) -> None:
     """Leave out the largest picture scales (first stride, then resolution) while the supernet's time would not be enough for the data.
 
     The cost of every later layer follows from them, so that each halving of the picture gives about four times as many steps. What was left
-    out and why is told in the report; more `minutes` keep everything. Also finds the faster thread count.
+    out and why is told in the report; more `minutes` keep everything. Also finds the fastest use of the cores.
     """
     if "sizing" in job.state:
         return
     left_out: list[str] = []
     keep: dict[str, list[Any]] = {}
     with job.state.timing("sizing"):
-        threads, seconds = _step(job, batch)
+        threads, workers, seconds = _step(job, batch)
         wanted = ENOUGH_EPOCHS * len(job.data.train) / batch
         for name, option in _scales(job.net.space):
             if job.plan.supernet / seconds >= wanted:
@@ -36,13 +37,13 @@ def fit_space(job: Job, batch: int) -> None:
             job.net.space = job.net.space.restrict({name: keep[name]})
             job.forget_extremes()
             left_out.append(f"{name} = {option}")
-            threads, seconds = _step(job, batch)
+            threads, workers, seconds = _step(job, batch)
     epochs = job.plan.supernet / seconds * batch / len(job.data.train)
     note = (
         f"Left out of the space: {', '.join(left_out)}. Even so the supernet sees the data only about {epochs:.1f} times in "
         f"{job.request.minutes:g} minutes on this machine; more minutes keep everything."
     )
-    job.state.put("sizing", {"keep": keep, "threads": threads, "epochs": epochs, "note": note if left_out else ""})
+    job.state.put("sizing", {"keep": keep, "threads": threads, "workers": workers, "epochs": epochs, "note": note if left_out else ""})
 
 
 def _scales(space: Space) -> list[tuple[str, Any]]:
@@ -54,24 +55,30 @@ def _scales(space: Space) -> list[tuple[str, Any]]:
     return found
 
 
-def _step(job: Job, batch: int) -> tuple[int, float]:
-    """The faster thread count, and its mean seconds of a sandwich step on random nets: small networks are slower with several threads."""
+def _step(job: Job, batch: int) -> tuple[int, int, float]:
+    """The fastest use of the cores, (threads in an operation, nets side by side), and its mean seconds of a sandwich step on random nets.
+
+    Small networks are slower with several threads in an operation; several nets side by side then use the cores.
+    """
     x = torch.from_numpy(job.data.train.images(slice(0, batch))).contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(job.data.train.labels[: len(x)])
     job.net.train()
     job.net.to(memory_format=torch.channels_last)
-    seconds: dict[int, float] = {}
-    for threads in sorted({1, cores()}):
-        torch.set_num_threads(threads)
-        rng = job.rng(5)  # the same nets for either
-        total = 0.0
+    seconds = {use: _timed(job, x, y, *use) for use in sorted({(1, 1), (cores(), 1), (1, cores())})}
+    job.net.zero_grad(set_to_none=True)
+    best = min(seconds, key=seconds.__getitem__)
+    return (*best, seconds[best])
+
+
+def _timed(job: Job, x: torch.Tensor, y: torch.Tensor, threads: int, workers: int) -> float:
+    torch.set_num_threads(threads)
+    rng = job.rng(5)  # the same nets whatever the use
+    total = 0.0
+    with thread_pool(workers) if workers > 1 else nullcontext() as pool:
         for number in range(6):
             largest, smallest = extremes(job.net, rng)
             others = [smallest, job.net.space.sample(rng), job.net.space.sample(rng)]
             start = time.perf_counter()
-            sandwich_step(job.net, x, y, others, largest=largest)
+            sandwich_step(job.net, x, y, others, largest=largest, pool=pool)
             total += (time.perf_counter() - start) if number else 0.0
-        seconds[threads] = total / 5
-    job.net.zero_grad(set_to_none=True)
-    best = min(seconds, key=seconds.__getitem__)
-    return best, seconds[best]
+    return total / 5

@@ -6,12 +6,15 @@ Yu & Huang 2019, "Universally slimmable networks", section 3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sartor.arch import Arch, Space
@@ -32,6 +35,8 @@ class Supernet(Protocol):
     largest: Arch
 
     def __call__(self, x: Tensor, arch: Arch, drop_path: float = 0.0) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 @dataclass(frozen=True)
@@ -56,26 +61,56 @@ def sandwich_step(
     label_smoothing: float = 0.0,
     drop_path: float = 0.0,
     temperature: float = 1.0,
+    pool: Executor | None = None,
 ) -> float:
     """Accumulate the gradients of one sandwich step and return the largest net's loss.
 
     The largest net learns from the labels `y`, with `label_smoothing` and `drop_path`; the nets of `others` learn only from its
     soft predictions, without regularisation (Yu et al. 2020, section 3.1). No gradient reaches the largest net through them. Gradients
-    are summed over the nets, one backward each, so that memory holds one net's activations at a time.
+    are summed over the nets, one backward each, so that memory holds one net's activations at a time; with a `pool` of threads, the nets
+    run side by side (small operations gain nothing from several threads each), and the sum is the same to the bit.
     """
     logits = net(x, net.largest if largest is None else largest, drop_path)
     loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing)
-    loss.backward()
-    worst = loss.item()
     targets = soft_targets(logits, temperature)
-    del logits, loss
-    total = worst
-    for arch in others:
-        student = distillation_loss(net(x, arch, 0.0), targets, temperature)
-        student.backward()
-        total += student.item()
+    if pool is None:
+        loss.backward()
+        worst = total = loss.item()
+        del logits, loss
+        for arch in others:
+            student = distillation_loss(net(x, arch, 0.0), targets, temperature)
+            student.backward()
+            total += student.item()
+    else:
+        worst, total = _side_by_side(net, x, loss, others, targets, temperature, pool)
     # NaN in any net must be seen; otherwise the loss of the largest is the readable one
     return worst if total - total == 0.0 else total
+
+
+def _side_by_side(
+    net: Supernet, x: Tensor, loss: Tensor, others: list[Arch], targets: Tensor, temperature: float, pool: Executor
+) -> tuple[float, float]:
+    """Backward of the largest net and the steps of the others, each in a thread. Gradients are added afterwards, in the order of the nets:
+    adding to ``.grad`` from several threads at once would be a race."""
+    weights = [w for w in net.parameters() if w.requires_grad]
+
+    def one(arch: Arch | None) -> tuple[float, tuple[Tensor | None, ...]]:
+        with torch.enable_grad():  # the mode belongs to a thread
+            found = loss if arch is None else distillation_loss(net(x, arch, 0.0), targets, temperature)
+            return found.item(), torch.autograd.grad(found, weights, allow_unused=True)
+
+    losses = []
+    for value, gradients in pool.map(one, [None, *others]):
+        losses.append(value)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+    return losses[0], sum(losses)
+
+
+def thread_pool(workers: int) -> Executor:
+    """Threads for :func:`sandwich_step`, each of which computes alone."""
+    return ThreadPoolExecutor(workers, "sandwich", torch.set_num_threads, (1,))
 
 
 def train_sandwich(
@@ -101,6 +136,7 @@ def train_sandwich(
     initial: str | Path | Mapping[str, Tensor] | None = None,
     augment: Augment | None = None,
     channels_last: bool = True,
+    workers: int = 1,
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 30.0,
@@ -122,6 +158,7 @@ def train_sandwich(
         sampler: draws sub-nets; uniform over architectures by default, see :func:`sartor.recipes.sampler.stratified_sampler`.
         initial: weights to start from (safetensors file or mapping); where shapes differ the overlap is copied and the result's `initial`
             says so. Ignored when a checkpoint is resumed.
+        workers: nets of a step that run side by side, in a thread each; the result is the same.
         checkpoint: file to save to every `checkpoint_seconds`, and to resume from if it exists; bit for bit on one thread.
 
     Raises:
@@ -144,7 +181,7 @@ def train_sandwich(
         others = [] if moment.fraction < largest_only else [smallest, *(draw(moment.rng) for _ in range(random_nets))]
         rate = drop_path * moment.fraction
         return sandwich_step(
-            supernet, x, y, others, largest=largest, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature
+            supernet, x, y, others, largest=largest, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature, pool=pool
         )
 
     per_epoch = steps_per_epoch(data.train, batch)
@@ -172,7 +209,8 @@ def train_sandwich(
         progress=progress,
         name=name,
     )
-    trace = loop.run()
+    with thread_pool(workers) if workers > 1 else nullcontext() as pool:
+        trace = loop.run()
     return SupernetResult(trace.step, trace.step / per_epoch, trace.seconds, trace.loss, report, trace.rows)
 
 
