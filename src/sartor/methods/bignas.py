@@ -1,0 +1,32 @@
+"""BigNAS (Yu et al. 2020, "BigNAS: Scaling up neural architecture search with big single-stage models", arXiv:2003.11142)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sartor.recipes.one_shot import OneShotResult
+
+
+def bignas(net: Any, data: Any, *, coarse: int = 100, **settings: Any) -> OneShotResult:
+    """One stage of training by the sandwich rule with in-place distillation; sub-nets are used as they are, after calibration.
+
+    Sections 3.1 to 3.4: 360 epochs, the largest, the smallest and two random sub-nets a step, regularisation of the largest alone; selection
+    from a coarse grid to fine mutations.
+
+    Args:
+        net: a searchable network; it is copied.
+        coarse: points of the grid; the other evaluations are mutations.
+        settings: `limits`, `costs`, `evaluations`, `images`, `history`, `on_trial` of :class:`sartor.methods.oneshot.Exploring`; the rest of
+            :func:`sartor.recipes.sandwich.train_sandwich`. Of a budget in seconds, training takes four fifths.
+    """
+    from sartor.methods import oneshot
+
+    how, begun = oneshot.exploring(settings), oneshot.copied(net)
+    training, left = oneshot.budgeted(settings, epochs=360, drop_path=0.2)
+    trained = oneshot.train_sandwich(begun, data, **training)
+    seed, first = settings.get("seed", 0), min(coarse, how.evaluations)
+    return oneshot.concluded(
+        begun, data, trained, how, left,
+        lambda explore: oneshot.coarse_to_fine(explore, begun.space, coarse=first, fine=how.evaluations - first, seed=seed), seed=seed,
+    )  # fmt: skip

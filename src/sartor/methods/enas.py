@@ -1,0 +1,33 @@
+"""ENAS (Pham et al. 2018, "Efficient neural architecture search via parameter sharing", arXiv:1802.03268)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sartor.recipes.bilevel import SearchData, SearchResult
+    from sartor.recipes.cost_term import Cost
+
+
+def enas(
+    net: Any, data: SearchData, *, cost: Cost | None = None, target: float | None = None, hidden: int = 64, **settings: Any
+) -> SearchResult:
+    """An LSTM controller draws architectures of one set of weights; weights and controller learn in turns, the controller by REINFORCE.
+
+    Sections 2.2, 3.1 and 3.2: 150 epochs, batches of 128, SGD from 0.05 to 0.001, Adam at 0.00035, logits ``2.5 * tanh(logits / 5)``,
+    entropy weight 1e-4; of ten draws on one batch the best is derived.
+
+    Args:
+        net: a searchable network; it is copied.
+        cost, target: the reward becomes ``accuracy * (cost / target)^-0.07``, and only architectures within the target are derived.
+        hidden: width of the LSTM.
+        settings: of :func:`sartor.recipes.enas.search_reinforce`.
+    """
+    from sartor.methods import oneshot, parts
+    from sartor.policies.controller import Controller
+    from sartor.recipes.enas import search_reinforce
+
+    derive, accept, reward = oneshot.limited_reward(net, cost, target, -0.07)
+    policy = parts.make_policy(Controller, net, seed=settings.get("seed", 0), hidden=hidden, derive=derive)
+    paper = parts.with_defaults(settings, epochs=150)
+    return search_reinforce(parts.copied(net), policy, data, accept=accept, reward=reward, **paper)

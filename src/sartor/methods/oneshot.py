@@ -1,0 +1,137 @@
+"""What the weight-sharing methods are put together from: a trained supernet, an evaluator of its sub-nets, a search within limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sartor.arch import Arch
+from sartor.errors import UserError
+from sartor.goals import Goals, Limit, parse_limit
+from sartor.methods.parts import BUDGETS, copied, relaxed_space, with_defaults
+from sartor.predictors.accuracy import fit
+from sartor.recipes.bilevel import SearchResult
+from sartor.recipes.cost_term import Cost, Target, mnasnet_reward
+from sartor.recipes.loop import Optimisation
+from sartor.recipes.one_shot import Exploration, OneShotResult, check_limits, coarse_to_fine, evolve, sub_net_metrics
+from sartor.recipes.projection import Accept, within
+from sartor.recipes.sandwich import train_sandwich
+from sartor.recipes.shrinking import stages, train_shrinking
+from sartor.recipes.single_path import fair_paths, single, train_single_path
+from sartor.searchers import make_searcher
+from sartor.trial import Trial
+
+#: Part of a budget in seconds that training takes; evaluating sub-nets has the rest.
+TRAINING = 0.8
+
+
+@dataclass(frozen=True)
+class Exploring:
+    """How the trained supernet is searched.
+
+    Args:
+        limits: such as "latency_ms<=2" or "params<=500K".
+        costs: what is limited beside accuracy, params and macs.
+        evaluations: sub-nets to evaluate.
+        images: validation images for each; None for all.
+        history, on_trial: as in :class:`sartor.recipes.one_shot.Exploration`.
+    """
+
+    limits: Sequence[str | Limit] = ()
+    costs: Sequence[Cost] = ()
+    evaluations: int = 1000
+    images: int | None = 1000
+    history: Sequence[Trial] = ()
+    on_trial: Callable[[Trial], None] | None = None
+    goals: Goals = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.evaluations < 1:
+            raise UserError(f"evaluations= must be at least 1, got {self.evaluations}")
+        parsed = tuple(limit if isinstance(limit, Limit) else parse_limit(limit) for limit in self.limits)
+        check_limits(parsed, self.costs)
+        object.__setattr__(self, "goals", Goals(("accuracy",), parsed))
+
+
+def exploring(settings: dict[str, Any]) -> Exploring:
+    """Take the settings of the exploration out of a method's settings."""
+    names = ("limits", "costs", "evaluations", "images", "history", "on_trial")
+    return Exploring(**{name: settings.pop(name) for name in names if name in settings})
+
+
+def budgeted(settings: Mapping[str, Any], **paper: Any) -> tuple[dict[str, Any], float | None]:
+    """Settings of the training, under the paper's, and the seconds that are left for the exploration (None without a deadline)."""
+    found = with_defaults(settings, **paper)
+    seconds = found.get("seconds")
+    if seconds is None:
+        return found, None
+    return {**found, "seconds": TRAINING * seconds}, (1 - TRAINING) * seconds
+
+
+def concluded(
+    net: Any, data: Any, trained: Any, how: Exploring, seconds: float | None, search: Callable[[Exploration], Trial], *, seed: int
+) -> OneShotResult:
+    """Search a trained supernet and put the result together."""
+    explore = Exploration(
+        sub_net_metrics(net, data, how.costs, images=how.images, seed=seed), how.goals, seconds, on_trial=how.on_trial, history=how.history
+    )
+    best = search(explore)
+    notes = ()
+    if not how.goals.feasible(best.metrics):
+        notes = (f"no evaluated architecture keeps {' and '.join(map(str, how.goals.limits))}; the nearest is given",)
+    spent = trained.seconds + math.fsum(t.seconds for t in explore.trials)
+    return OneShotResult(best.arch, best.metrics, tuple(explore.trials), trained.steps, spent, net, notes=notes)
+
+
+def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, samples: int, rounds: int, seed: int) -> Trial:
+    """Learn accuracy from `samples` sub-nets, evolve on the prediction, then evaluate what it likes best (Cai et al. 2020, section 3.4).
+
+    `rounds` generations of 100 are imagined, which takes seconds for any limits; a quarter as many as `samples` are then evaluated.
+    """
+    space = net.space
+    evolve(explore, make_searcher("random", space, explore.goals), samples, seed=seed)
+    known = list(explore.trials)
+    predictor = fit(space.encode([t.arch for t in known]), [t.metrics["accuracy"] for t in known], seed=seed)
+
+    def guess(arch: Arch) -> dict[str, float]:
+        mean, _ = predictor.predict(space.encode([arch]))
+        return {**net.costs(arch), "accuracy": float(mean[0]), **{c.name: float(c(arch)) for c in costs}}
+
+    imagined = Exploration(guess, explore.goals)
+    evolve(imagined, make_searcher("genetic", space, explore.goals, population=100), 100 * rounds, batch=100, seed=seed)
+    ranked = sorted(imagined.trials, key=lambda t: (explore.goals.violation(t.metrics), -t.metrics["accuracy"]))
+    for trial in ranked[: max(1, samples // 4)]:
+        if explore.over:
+            break
+        explore(trial.arch)
+    return explore.best()
+
+
+def limited_reward(
+    net: Any, cost: Cost | None, target: float | None, exponent: float
+) -> tuple[Callable[[Mapping[str, Any]], Arch] | None, Accept | None, Callable[[Arch, float], float] | None]:
+    """(derive, accept, reward) of a search by reward: all None without a cost.
+
+    Raises:
+        UserError: for one of cost and target without the other, and a target out of reach.
+    """
+    if (cost is None) != (target is None):
+        raise UserError("a cost and a target go together: give both, or neither")
+    if cost is None or target is None:
+        return getattr(net, "derive", None), None, None
+    bound, limit = cost, target
+
+    def derive(strengths: Mapping[str, Any]) -> Arch:
+        return within(relaxed_space(net)[0], strengths, bound, limit, fill=0.0).arch
+
+    derive({name: dict.fromkeys(allowed, 1.0 / len(allowed)) for name, allowed in net.space.allowed.items()})
+    return derive, lambda arch: float(bound(arch)) <= limit, mnasnet_reward(cost, target, exponent=exponent)
+
+
+__all__ = [
+    "BUDGETS", "Accept", "Cost", "Exploration", "OneShotResult", "Optimisation", "SearchResult", "Target", "budgeted", "coarse_to_fine",
+    "concluded", "copied", "evolve", "exploring", "fair_paths", "limited_reward", "make_searcher", "mnasnet_reward", "predicted_first", "single", "stages",
+    "train_sandwich", "train_shrinking", "train_single_path", "with_defaults", "within",
+]  # fmt: skip

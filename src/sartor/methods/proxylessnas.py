@@ -1,0 +1,69 @@
+"""ProxylessNAS (Cai et al. 2019, "ProxylessNAS: Direct neural architecture search on target task and hardware", arXiv:1812.00332)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sartor.recipes.bilevel import SearchData, SearchResult
+    from sartor.recipes.cost_term import Cost
+
+
+def proxylessnas(net: Any, data: SearchData, *, cost: Cost | None = None, weight: float = 0.1, **settings: Any) -> SearchResult:
+    """One gated path in the weight step, two in the architecture step; the expected cost of all options is added to the loss.
+
+    Section 3 and the authors' code: 160 epochs, the first 40 of weights alone, batches of 256, SGD with Nesterov momentum at 0.025 and decay
+    4e-5, Adam at 1e-3 with betas (0, 0.999) and no decay, 10 % of the images for the architecture. The code takes an architecture step
+    every fifth step, this search every one.
+
+    Args:
+        net: a searchable network; it is copied.
+        cost: the loss is ``CE + weight * E[cost] / cost(largest)`` (equation 3); for a limit use :func:`sartor.methods.limited`.
+        settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+    """
+    from sartor.methods import parts
+    from sartor.policies.two_path import TwoPath
+    from sartor.recipes.cost_term import Additive
+
+    policy = parts.make_policy(TwoPath, net, seed=settings.get("seed", 0))
+    terms = list(settings.pop("terms", ()))
+    if cost is not None:
+        terms.append(Additive(cost, weight, scale=float(cost(net.largest))))
+    paper = parts.with_defaults(
+        settings,
+        epochs=160,
+        batch=256,
+        share=0.9,
+        weights_only=0.25,
+        weights=parts.replace(parts.WEIGHTS, weight_decay=4e-5, nesterov=True, floor=0.0),
+        architecture=parts.Adam(lr=1e-3, betas=(0.0, 0.999), weight_decay=0.0),
+    )
+    return parts.search(net, parts.copied(net), policy, data, terms=terms, **paper)
+
+
+def proxylessnas_reinforce(
+    net: Any, data: SearchData, *, cost: Cost | None = None, target: float | None = None, exponent: float = -0.07, **settings: Any
+) -> SearchResult:
+    """One path in every step; the probabilities of the paths learn from rewards, so that a cost may have any form.
+
+    Section 3.3.2, equation 5. The reward is ``accuracy * (cost / target)^exponent`` (section 4.2; MnasNet's), or accuracy. With a `target` only
+    architectures within it are derived.
+
+    Args:
+        net: a searchable network; it is copied.
+        settings: of :func:`sartor.recipes.enas.search_reinforce`.
+    """
+    from sartor.methods import oneshot, parts
+    from sartor.recipes.enas import PolicyGradient, search_reinforce
+
+    derive, accept, reward = oneshot.limited_reward(net, cost, target, exponent)
+    policy = parts.make_policy(parts.Softmax, net, seed=settings.get("seed", 0), derive=derive)
+    paper = parts.with_defaults(
+        settings,
+        epochs=160,
+        batch=256,
+        weights_only=0.25,
+        weights=parts.replace(parts.WEIGHTS, weight_decay=4e-5, nesterov=True, floor=0.0),
+        learning=PolicyGradient(lr=1e-3, steps=1, draws=10, entropy=0.0, every=5, candidates=0),
+    )
+    return search_reinforce(parts.copied(net), policy, data, accept=accept, reward=reward, **paper)
