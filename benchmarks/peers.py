@@ -4,9 +4,9 @@
     python benchmarks/peers.py oracle       evaluations until the optimum
     python benchmarks/peers.py realistic    test accuracy of what was chosen by the validation accuracy of 12 epochs
 
-The first call makes an environment for the programs, in the folder peers-env beside the results, from constraints/peers.txt. Every
-strategy, task, device and seed is one row of results.sqlite, which benchmarks/strategies.py shares; a second call goes on. An evaluation is
-that of an architecture not evaluated before, for everyone (see peer_programs.py).
+The first call makes an environment for the programs, peers-env beside the folder of results, from constraints/peers.txt. Every strategy,
+task, device and seed is one row of results.sqlite, which benchmarks/strategies.py shares; a second call goes on. An evaluation is that of
+an architecture not evaluated before, for everyone (see peer_programs.py).
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def main() -> None:
     arguments = parser.parse_args()
     began = time.monotonic()
     folder = arguments.out or Path("runs/strategies") / arguments.question
-    python, programs = environment(folder / "peers-env")
+    python, programs = environment(folder.parent / "peers-env")
     question = {**QUESTIONS[arguments.question], **({"budget": arguments.budget} if arguments.budget else {})}
     if arguments.device:
         question["devices"] = arguments.device
