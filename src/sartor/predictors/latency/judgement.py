@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sartor.errors import UserError
-from sartor.hardware.calibrate import quality
+from sartor.hardware.calibrate import Quality, quality
 
 FEWEST = 10  # held-out networks below which nothing is said
 WITHIN_GOOD, WITHIN_FAIR = 0.8, 0.5
@@ -96,6 +96,14 @@ def judge(
     ceiling = None if measured_again_ms is None else quality(np.asarray(measured_again_ms, dtype=float), measured).within
     grade, reasons = _grade(figures.within, bounds, tau, coverage, ceiling, figures.count)
     return Judgement(grade, figures.count, figures.within, *bounds, tau, figures.mape, coverage, ceiling, tuple(reasons))
+
+
+def judge_quality(figures: Quality) -> Judgement:
+    """The judgement on figures of held-out networks that were computed elsewhere, such as a table's or a roofline's calibration."""
+    tau = figures.tau if np.isfinite(figures.tau) else 0.0
+    bounds = wilson(figures.within, figures.count)
+    grade, reasons = _grade(figures.within, bounds, tau, None, None, figures.count)
+    return Judgement(grade, figures.count, figures.within, *bounds, tau, figures.mape, None, None, tuple(reasons))
 
 
 def _grade(
