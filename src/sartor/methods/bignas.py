@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 def bignas(net: Any, data: Any, *, coarse: int = 100, **settings: Any) -> OneShotResult:
     """One stage of training by the sandwich rule with in-place distillation; sub-nets are used as they are, after calibration.
 
-    Sections 3.1 to 3.4: 360 epochs, the largest, the smallest and two random sub-nets a step, regularisation of the largest alone; selection
-    from a coarse grid to fine mutations.
+    Sections 3.1 to 3.4: 360 epochs, the largest, the smallest and two random sub-nets a step, regularisation of the largest alone;
+    selection from a coarse grid to fine mutations.
 
     Args:
         net: a searchable network; it is copied.
         coarse: points of the grid; the other evaluations are mutations.
-        settings: `limits`, `costs`, `evaluations`, `images`, `history`, `on_trial` of :class:`sartor.methods.oneshot.Exploring`; the rest of
-            :func:`sartor.recipes.sandwich.train_sandwich`. Of a budget in seconds, training takes four fifths.
+        settings: `limits`, `costs`, `evaluations`, `images`, `history`, `on_trial` of :class:`sartor.methods.oneshot.Exploring`; the rest
+            of :func:`sartor.recipes.sandwich.train_sandwich`. Of a budget in seconds, training takes four fifths.
     """
     from sartor.methods import oneshot
 

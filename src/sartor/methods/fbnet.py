@@ -1,4 +1,4 @@
-"""FBNet (Wu et al. 2019, "FBNet: Hardware-aware efficient ConvNet design via differentiable neural architecture search", arXiv:1812.03443)."""
+"""FBNet (Wu et al. 2019, "FBNet: Hardware-aware efficient ConvNet design via differentiable NAS", arXiv:1812.03443)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def fbnet(
 ) -> SearchResult:
     """Gumbel-softmax weights of all options, and the loss ``CE * a * log(E[LAT])^b`` with the latency in microseconds.
 
-    Sections 3.1 to 3.3 and 4.1: 90 epochs, the first 10 of weights alone, batches of 192, SGD from 0.1 to 0 with decay 1e-4, Adam at 0.01 with
-    decay 5e-4, 20 % of the images for the architecture; temperature 5, times exp(-0.045) every epoch (0.09 after 90).
+    Sections 3.1 to 3.3 and 4.1: 90 epochs, the first 10 of weights alone, batches of 192, SGD from 0.1 to 0 with decay 1e-4, Adam at 0.01
+    with decay 5e-4, 20 % of the images for the architecture; temperature 5, times exp(-0.045) every epoch (0.09 after 90).
 
     Args:
         net: a searchable network; it is copied.
@@ -33,7 +33,7 @@ def fbnet(
     from sartor.methods import parts
     from sartor.recipes.cost_term import Cost, FBNetTerm
 
-    notes = ()
+    notes: tuple[str, ...] = ()
     if cost is None:
         term = FBNetTerm(Cost.of_macs(net.space, net.factors()), a=a, b=b, microseconds=1.0)
         notes = ("no latency was given: the loss counts multiply-accumulates",)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sartor.arch import Arch
+    from sartor.arch import Arch, Space
     from sartor.recipes.bilevel import SearchData, SearchResult
     from sartor.recipes.cost_term import Cost
+
+Strengths = Mapping[str, Any]
 
 
 def limited(
@@ -21,6 +23,8 @@ def limited(
     target: float,
     fill: float = 0.85,
     accept: Callable[[Arch], bool] | None = None,
+    rate: float = 0.05,
+    rho: float = 5.0,
     **settings: Any,
 ) -> SearchResult:
     """``limited(gdas, net, data, cost=latency, target=2.0, seconds=240)``: `method` with ``cost(arch) <= target`` for what it derives.
@@ -31,28 +35,70 @@ def limited(
 
     Args:
         method: of :data:`sartor.methods.METHODS` that searches by gradient (takes `terms`).
+        cost: over the choices of ``net.space``.
         accept: a further condition on what is derived.
+        rate, rho: of the target's control.
         settings: of the method.
 
     Raises:
-        UserError: if no architecture keeps the limit (before anything is trained), or the network derives by a rule of its own.
+        UserError: if no architecture keeps the limit, before anything is trained.
     """
-    from sartor.errors import UserError
     from sartor.methods.parts import relaxed_space
-    from sartor.recipes.cost_term import Target
-    from sartor.recipes.projection import within
+    from sartor.recipes.cost_term import Lifted, Target
 
-    if getattr(net, "relaxed", None) is not None:
-        raise UserError(
-            f"{type(net).__name__} derives its architectures by a rule of its own, which takes no limit; search it by evolution"
-        )
-    space = net.space
-    free = relaxed_space(net)[0]  # what cannot be mixed is settled
-
-    def derive(strengths: Mapping[str, int | Mapping[int, float]]) -> Arch:
-        return within(free, strengths, cost, target, fill=fill, accept=accept).arch
-
-    derive({name: dict.fromkeys(allowed, 1.0 / len(allowed)) for name, allowed in space.allowed.items()})  # out of reach: say so now
+    space = net.space if getattr(net, "relaxed", None) is not None else relaxed_space(net)[0]  # what cannot be mixed is settled
+    derive = derivation_within(space, cost, target, fill=fill, accept=accept)
+    derive({})  # out of reach: say so now
     bounded = copy.copy(net)
     bounded.derive = derive
-    return method(bounded, data, terms=[*settings.pop("terms", ()), Target(cost, target)], **settings)
+    term = Lifted(Target(cost, target, rate=rate, rho=rho), lambda mixture: lifted(space, mixture, normalised=True))
+    return method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
+
+
+def derivation_within(
+    space: Space, cost: Cost, target: float, *, fill: float = 0.85, accept: Callable[[Arch], bool] | None = None
+) -> Callable[[Strengths], Arch]:
+    """How strengths become the most probable architecture within a target.
+
+    Options that the strengths leave out were dropped by the method and come back only if the target cannot be kept without them.
+    """
+    from sartor.errors import UserError
+    from sartor.recipes.projection import within
+
+    def derive(strengths: Strengths) -> Arch:
+        whole = lifted(space, strengths)
+        kept = {
+            name: [space.choices[name][i] for i in allowed if i in strengths[name]]
+            for name, allowed in space.allowed.items()
+            if isinstance(strengths.get(name), Mapping) and any(i in strengths[name] for i in allowed)
+        }
+        try:
+            return within(space.restrict(kept), whole, cost, target, fill=fill, accept=accept).arch
+        except UserError:
+            return within(space, whole, cost, target, fill=fill, accept=accept).arch
+
+    return derive
+
+
+def lifted(space: Space, mixture: Strengths, *, normalised: bool = False) -> dict[str, Any]:
+    """A mixture over a network's relaxed choices as one over the choices of its architectures.
+
+    A relaxation may have options that no architecture has (DARTS' `none`), which are left out, and may lack choices that architectures have
+    (the two inputs of a node in DARTS), which are uniform: the most probable architecture is then the paper's derivation, the inputs whose
+    strongest operations are strongest. `normalised` makes every row sum to 1, as an expectation needs.
+    """
+    found: dict[str, Any] = {}
+    for name, allowed in space.allowed.items():
+        value = mixture.get(name)
+        if not isinstance(value, Mapping):
+            found[name] = int(value) if value in allowed else dict.fromkeys(allowed, 1.0 / len(allowed))
+            continue
+        row = {i: value[i] for i in allowed if i in value} or dict.fromkeys(allowed, 1.0 / len(allowed))
+        if normalised and len(row) < len(value):
+            total = sum(row.values())
+            row = {i: weight / total for i, weight in row.items()}
+        found[name] = row
+    return found
+
+
+__all__ = ["derivation_within", "lifted", "limited"]

@@ -10,16 +10,16 @@ from typing import Any
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.goals import Goals, Limit, parse_limit
+from sartor.methods.limits import derivation_within
 from sartor.methods.parts import BUDGETS, copied, relaxed_space, with_defaults
 from sartor.predictors.accuracy import fit
 from sartor.recipes.bilevel import SearchResult
-from sartor.recipes.cost_term import Cost, Target, mnasnet_reward
-from sartor.recipes.loop import Optimisation
+from sartor.recipes.cost_term import Cost, mnasnet_reward
 from sartor.recipes.one_shot import Exploration, OneShotResult, check_limits, coarse_to_fine, evolve, sub_net_metrics
-from sartor.recipes.projection import Accept, within
+from sartor.recipes.projection import Accept
 from sartor.recipes.sandwich import train_sandwich
-from sartor.recipes.shrinking import stages, train_shrinking
-from sartor.recipes.single_path import fair_paths, single, train_single_path
+from sartor.recipes.shrinking import train_shrinking
+from sartor.recipes.single_path import train_single_path
 from sartor.searchers import make_searcher
 from sartor.trial import Trial
 
@@ -78,7 +78,7 @@ def concluded(
         sub_net_metrics(net, data, how.costs, images=how.images, seed=seed), how.goals, seconds, on_trial=how.on_trial, history=how.history
     )
     best = search(explore)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if not how.goals.feasible(best.metrics):
         notes = (f"no evaluated architecture keeps {' and '.join(map(str, how.goals.limits))}; the nearest is given",)
     spent = trained.seconds + math.fsum(t.seconds for t in explore.trials)
@@ -122,16 +122,13 @@ def limited_reward(
     if cost is None or target is None:
         return getattr(net, "derive", None), None, None
     bound, limit = cost, target
-
-    def derive(strengths: Mapping[str, Any]) -> Arch:
-        return within(relaxed_space(net)[0], strengths, bound, limit, fill=0.0).arch
-
-    derive({name: dict.fromkeys(allowed, 1.0 / len(allowed)) for name, allowed in net.space.allowed.items()})
+    derive = derivation_within(relaxed_space(net)[0], cost, target, fill=0.0)
+    derive({})  # out of reach: say so now
     return derive, lambda arch: float(bound(arch)) <= limit, mnasnet_reward(cost, target, exponent=exponent)
 
 
 __all__ = [
-    "BUDGETS", "Accept", "Cost", "Exploration", "OneShotResult", "Optimisation", "SearchResult", "Target", "budgeted", "coarse_to_fine",
-    "concluded", "copied", "evolve", "exploring", "fair_paths", "limited_reward", "make_searcher", "mnasnet_reward", "predicted_first", "single", "stages",
-    "train_sandwich", "train_shrinking", "train_single_path", "with_defaults", "within",
+    "BUDGETS", "Accept", "Cost", "Exploration", "Exploring", "OneShotResult", "SearchResult", "budgeted", "coarse_to_fine", "concluded",
+    "copied", "evolve", "exploring", "limited_reward", "make_searcher", "predicted_first", "train_sandwich", "train_shrinking",
+    "train_single_path",
 ]  # fmt: skip

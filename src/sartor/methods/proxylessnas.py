@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def proxylessnas(net: Any, data: SearchData, *, cost: Cost | None = None, weight: float = 0.1, **settings: Any) -> SearchResult:
     """One gated path in the weight step, two in the architecture step; the expected cost of all options is added to the loss.
 
-    Section 3 and the authors' code: 160 epochs, the first 40 of weights alone, batches of 256, SGD with Nesterov momentum at 0.025 and decay
-    4e-5, Adam at 1e-3 with betas (0, 0.999) and no decay, 10 % of the images for the architecture. The code takes an architecture step
+    Section 3 and the authors' code: 160 epochs, the first 40 of weights alone, batches of 256, SGD with Nesterov momentum at 0.025 and
+    decay 4e-5, Adam at 1e-3 with betas (0, 0.999) and no decay, 10 % of the images for the architecture. The code takes an architecture step
     every fifth step, this search every one.
 
     Args:
@@ -46,8 +46,8 @@ def proxylessnas_reinforce(
 ) -> SearchResult:
     """One path in every step; the probabilities of the paths learn from rewards, so that a cost may have any form.
 
-    Section 3.3.2, equation 5. The reward is ``accuracy * (cost / target)^exponent`` (section 4.2; MnasNet's), or accuracy. With a `target` only
-    architectures within it are derived.
+    Section 3.3.2, equation 5. The reward is ``accuracy * (cost / target)^exponent`` (section 4.2; MnasNet's), or accuracy. With a `target`
+    only architectures within it are derived.
 
     Args:
         net: a searchable network; it is copied.

@@ -220,6 +220,21 @@ class Target(nn.Module):
         self.multiplier.add_(self.rate * float(self._log_ratio(mixture))).clamp_(min=0.0)
 
 
+class Lifted(nn.Module):
+    """A term that is given ``lift(mixture)``, for networks whose policy mixes over other choices than their architectures have."""
+
+    def __init__(self, term: nn.Module, lift: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        super().__init__()
+        self.term, self.lift = term, lift
+
+    def forward(self, loss: Tensor, mixture: Mapping[str, Any]) -> Tensor:
+        out: Tensor = self.term(loss, self.lift(mixture))
+        return out
+
+    def update(self, mixture: Mapping[str, Any]) -> None:
+        self.term.update(self.lift(mixture))  # type: ignore[operator]  # every term has it
+
+
 def mnasnet_reward(
     cost: Cost, target: float, *, exponent: float = -0.07, hard: bool = False
 ) -> Callable[[Mapping[str, int], float], float]:
@@ -238,4 +253,4 @@ def mnasnet_reward(
     return reward
 
 
-__all__ = ["Additive", "Cost", "FBNetTerm", "Target", "Term", "mnasnet_reward"]
+__all__ = ["Additive", "Cost", "FBNetTerm", "Lifted", "Target", "Term", "mnasnet_reward"]
