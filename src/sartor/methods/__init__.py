@@ -10,15 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sartor.methods.bignas import bignas
 from sartor.methods.darts import darts, darts_second_order
 from sartor.methods.dartsplus import darts_plus
 from sartor.methods.drnas import drnas
+from sartor.methods.enas import enas
 from sartor.methods.fairdarts import fair_darts
+from sartor.methods.fbnet import fbnet
 from sartor.methods.gdas import gdas
+from sartor.methods.limits import limited
+from sartor.methods.ofa import ofa, specialise
 from sartor.methods.pcdarts import pc_darts
 from sartor.methods.pdarts import p_darts
+from sartor.methods.proxylessnas import proxylessnas, proxylessnas_reinforce
 from sartor.methods.robustdarts import robust_darts
 from sartor.methods.snas import snas
+from sartor.methods.spos import spos
 
 #: name on the command line -> method(net, data, **settings)
 METHODS: dict[str, Callable[..., Any]] = {
@@ -32,18 +39,38 @@ METHODS: dict[str, Callable[..., Any]] = {
     "snas": snas,
     "gdas": gdas,
     "drnas": drnas,
+    "proxylessnas": proxylessnas,
+    "proxylessnas-reinforce": proxylessnas_reinforce,
+    "fbnet": fbnet,
+    "enas": enas,
+    "spos": spos,
+    "ofa": ofa,
+    "bignas": bignas,
 }
 
+#: methods whose architecture parameters follow a gradient through the loss: those that take `terms`, hence :func:`limited`
+GRADIENT = frozenset(METHODS) - {"proxylessnas-reinforce", "enas", "spos", "ofa", "bignas"}
+
 __all__ = [
+    "GRADIENT",
     "METHODS",
+    "bignas",
     "darts",
     "darts_plus",
     "darts_second_order",
     "drnas",
+    "enas",
     "fair_darts",
+    "fbnet",
     "gdas",
+    "limited",
+    "ofa",
     "p_darts",
     "pc_darts",
+    "proxylessnas",
+    "proxylessnas_reinforce",
     "robust_darts",
     "snas",
+    "specialise",
+    "spos",
 ]

@@ -13,8 +13,8 @@ def proxylessnas(net: Any, data: SearchData, *, cost: Cost | None = None, weight
     """One gated path in the weight step, two in the architecture step; the expected cost of all options is added to the loss.
 
     Section 3 and the authors' code: 160 epochs, the first 40 of weights alone, batches of 256, SGD with Nesterov momentum at 0.025 and
-    decay 4e-5, Adam at 1e-3 with betas (0, 0.999) and no decay, 10 % of the images for the architecture. The code takes an architecture step
-    every fifth step, this search every one.
+    decay 4e-5, Adam at 1e-3 with betas (0, 0.999) and no decay, 10 % of the images for the architecture. The code takes an architecture
+    step every fifth step, this search every one.
 
     Args:
         net: a searchable network; it is copied.

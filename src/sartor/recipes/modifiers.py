@@ -79,7 +79,9 @@ def limit_skips(
                 for name, options in space.choices.items()
                 if skip in options and (among is None or among(name)) and arch.get(name) == options.index(skip)
             ]
-            weights = {name: row[arch[name]] for name in skips if isinstance(row := left.get(name), dict) and len(row) > 1}
+            weights = {
+                name: row[arch[name]] for name in skips if isinstance(row := left.get(name), dict) and len(row) > 1 and arch[name] in row
+            }
             if len(skips) <= most or not weights:
                 return arch
             weakest = min(weights, key=weights.__getitem__)

@@ -26,7 +26,7 @@ OnTrial = Callable[[Trial], None]
 
 @dataclass(frozen=True)
 class OneShotResult:
-    """What a search with a trained supernet came to. It has the attributes of :class:`sartor.recipes.bilevel.SearchResult` but for a policy.
+    """What a search with a trained supernet came to: :class:`sartor.recipes.bilevel.SearchResult` without a policy, with trials.
 
     Attributes:
         arch: the most accurate architecture within the limits, by shared weights.
@@ -115,8 +115,8 @@ def evolve(explore: Exploration, searcher: Searcher, budget: int, *, batch: int 
 def coarse_to_fine(explore: Exploration, space: Space, *, coarse: int, fine: int, rate: float = 0.1, seed: int = 0) -> Trial:
     """A grid in which all choices of a kind take the same relative size, then mutations of its best point.
 
-    Yu et al. 2020, "BigNAS: Scaling up neural architecture search with big single-stage models", section 3.4: coarse skeletons first (depth,
-    width, kernel and resolution, each alike over the network), then variations of the best one within the limits.
+    Yu et al. 2020, "BigNAS: Scaling up neural architecture search with big single-stage models", section 3.4: coarse skeletons first
+    (depth, width, kernel and resolution, each alike over the network), then variations of the best one within the limits.
 
     Args:
         coarse: most points of the grid; a larger grid is thinned out at random.
