@@ -1,8 +1,9 @@
-"""What to measure next: the architectures of whose latency the model knows least.
+"""What to measure next: the architectures whose latency says most about that of all the others.
 
-Taking the largest relative variance, conditioning on it and repeating is the greedy D-optimal design for a linear model (Fedorov 1972,
-"Theory of Optimal Experiments", chapter 3). The variance includes how far the readings disagree, so that measurements which tell apart
-what a device leaves out come early.
+Each choice is the one that lowers the mean relative variance over the space most (Cohn 1996, "Neural Network Exploration Using Optimal
+Experiment Design", section 3; for a linear model the I-optimal design) rather than the one of which least is known: extremes tell much
+about the costs, but little where most architectures are, and with outliers they mislead. The variance includes how far the readings
+disagree, so that what tells apart what a device leaves out is measured early.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartor.errors import UserError
-from sartor.predictors.latency.additive import Additive, Prior, fit_additive
+from sartor.predictors.latency.additive import FREEDOM, Additive, Prior, fit_additive
 from sartor.predictors.latency.features import Readings
 
 Floats = NDArray[np.float64]
@@ -34,7 +35,7 @@ def choose(model: Additive, readings: Readings, n: int, *, measured: Sequence[in
     """The `n` architectures to measure next, as rows of `readings`, most informative first.
 
     Args:
-        readings: columns of the candidates `(m, k)` for each reading of the model.
+        readings: columns of the candidates `(m, k)` for each reading of the model; the candidates also stand for the space.
         measured: rows that are not to be chosen again.
 
     Raises:
@@ -44,29 +45,37 @@ def choose(model: Additive, readings: Readings, n: int, *, measured: Sequence[in
     size = len(next(iter(columns.values())))
     taken = np.zeros(size, dtype=bool)
     taken[np.asarray(measured, dtype=int)] = True
-    if n > size - int(taken.sum()):
-        raise UserError(f"expected at most {size - int(taken.sum())} architectures to choose among the unmeasured ones, got n = {n}")
+    if not 0 <= n <= size - int(taken.sum()):
+        raise UserError(f"expected 0 to {size - int(taken.sum())} architectures to choose among the unmeasured ones, got n = {n}")
     share = np.array(list(model.readings.values()))
     latent = np.array([np.maximum(columns[name] @ model.weights[name], model.floor_ms) for name in model.readings])
     mean = share @ latent
-    # An architecture whose latency rests on the floor is one that the model does not describe: nothing linear is learned from it.
-    described = share @ (latent > model.floor_ms) > 0.5
-    apart = (latent - mean) / mean
-    covariances = {name: c.copy() for name, c in model.covariances.items()}
+    disagreement = share @ ((latent - mean) / mean) ** 2
+    # What rests on the floor is not described by the model: its latency says nothing about the costs.
+    relative = [
+        np.where((row > model.floor_ms)[:, None], columns[name] / row[:, None], 0.0) for name, row in zip(columns, latent, strict=True)
+    ]
+    spaces = [rows.T @ rows / size for rows in relative]
+    covariances = [model.covariances[name].copy() for name in columns]
+    noise = model.noise**2 * FREEDOM / (FREEDOM - 2)  # variance of Student's t
     chosen = []
     for _ in range(n):
-        within = np.array([np.einsum("ij,jk,ik->i", columns[r], c, columns[r]) for r, c in covariances.items()]) / latent**2
-        score = share @ (within + apart**2)
-        best = int(np.argmax(np.where(taken, -1.0, np.where(described, score, 0.0))))
+        gains = [_gain(rows, c, space, noise) for rows, c, space in zip(relative, covariances, spaces, strict=True)]
+        score = share @ np.array(gains) + disagreement.mean() * disagreement / (disagreement + noise)
+        best = int(np.argmax(np.where(taken, -1.0, score)))
         chosen.append(best)
         taken[best] = True
-        noise = model.noise**2
-        apart *= np.sqrt(noise / (noise + float(share @ apart[:, best] ** 2)))  # what this measurement will tell about the reading
-        for position, (name, covariance) in enumerate(covariances.items()):
-            row = columns[name][best]
-            reach = covariance @ row
-            covariance -= np.outer(reach, reach) / (float(row @ reach) + noise * latent[position, best] ** 2)
+        disagreement = disagreement * noise / (noise + disagreement[best])  # what this measurement will tell about the reading
+        for rows, covariance in zip(relative, covariances, strict=True):
+            reach = covariance @ rows[best]
+            covariance -= np.outer(reach, reach) / (float(rows[best] @ reach) + noise)
     return np.array(chosen, dtype=int)
+
+
+def _gain(rows: Floats, covariance: Floats, space: Floats, noise: float) -> Floats:
+    """By how much measuring each row `(m, k)` lowers the mean of `row · covariance · row` over the space, `(m,)`."""
+    reach = rows @ covariance
+    return np.einsum("ij,jk,ik->i", reach, space, reach) / (np.einsum("ij,ij->i", reach, rows) + noise)
 
 
 def measure_actively(
@@ -81,14 +90,18 @@ def measure_actively(
 
     Returns:
         measured rows `(n,)`, their latencies `(n,)`, and the fitted model.
+
+    Raises:
+        UserError: for fewer than 3 measurements, or more than there are candidates.
     """
+    if n < 3:
+        raise UserError(f"expected at least 3 measurements to fit a model, got {n}")
     rows, latencies = np.zeros(0, dtype=int), np.zeros(0)
     model = expectation(prior)
-    first = max(batch, min(n, 1 + len(prior.mean) // 2, n))  # fewer say nothing yet about the device
+    first = max(batch, 3)  # the fewest that can be fitted
     while len(rows) < n:
         step = min(first if not len(rows) else batch, n - len(rows))
         picked = choose(model, readings, step, measured=rows)
         rows, latencies = np.concatenate([rows, picked]), np.concatenate([latencies, measure(picked)])
-        if len(rows) >= 3:
-            model = fit_additive({name: columns[rows] for name, columns in readings.items()}, latencies, prior)
+        model = fit_additive({name: columns[rows] for name, columns in readings.items()}, latencies, prior)
     return rows, latencies, model

@@ -205,7 +205,7 @@ def _solve(columns: Floats, y: Floats, grid: _Grid) -> tuple[Floats, Floats, Flo
         y: latencies `(n,)` over their median.
     """
     g, _, k = columns.shape
-    log_y = np.log(y)
+    log_y = np.log(np.maximum(y, _FLOOR))  # below the floor is below the floor: how far says nothing
     weights = _steps(columns, np.broadcast_to(grid.mean, (g, k)).copy(), log_y, grid, _SCREENING)
     evidence, curvature = _evidence(columns, weights, log_y, grid)
     kept = evidence > evidence.max() - _HOPELESS
