@@ -15,7 +15,9 @@ import typer
 
 from sartor import __version__
 from sartor.bench.command import bench
+from sartor.deploy.devices import Folder, devices, use_folder
 from sartor.errors import UserError
+from sartor.report.profile_command import profile
 
 app = typer.Typer(
     name="sartor",
@@ -77,8 +79,10 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)] = False,
+    folder: Folder = None,
 ) -> None:
     """Neural networks made to measure: searched, trained, exported and measured for your data, device and limits."""
+    use_folder(folder)
 
 
 @app.command()
@@ -176,42 +180,21 @@ def export(
         print(f"{model}: {', '.join(files)} in {destination}")
 
 
-@app.command()
-def profile(
-    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="An ONNX file, of any origin.", show_default=False)],
-    threads: Threads = None,
-    seed: Seed = None,
-    as_json: Json = False,
-) -> None:
-    """Measure the latency of an ONNX file on this machine, as a whole and layer by layer."""
-    if not file.is_file():
-        raise UserError(f"There is no file {str(file)!r}: expected an ONNX file.")
-    if file.suffix != ".onnx":
-        raise UserError(f"FILE.onnx: expected an ONNX file, but got {str(file)!r}.")
-    from sartor.hardware.measure import measure
-    from sartor.hardware.profile import layer_latencies
-    from sartor.report import terminal
-
-    measurement = measure(file, threads=threads or 1, seed=seed or 0)
-    layers = [{"name": name, "latency_us": round(us, 3)} for name, us in layer_latencies(file, threads=threads or 1)]
-    found = {"file": str(file), "threads": threads or 1, "latency": measurement.to_json(), "layers": layers}
-    if as_json:
-        _print_json(found)
-    else:
-        terminal.print_profile(found, terminal.console())
+app.command()(profile)
 
 
-@app.command()
-def devices(precision: Precision = None, threads: Threads = None, as_json: Json = False) -> None:
-    """List the devices models can be measured on, and what identifies each."""
-    from sartor.hardware.device import describe
-    from sartor.report import terminal
+app.add_typer(devices, name="devices")
 
-    found = [describe(precision or "int8", threads or 1)]
-    if as_json:
-        _print_json({"devices": found})
-    else:
-        terminal.console().print(terminal.devices_table(found))
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def agent(context: typer.Context) -> None:
+    """Measure models on this machine for others: the board's side of `sartor devices add`."""
+    from sartor.agent import main as serve
+
+    try:
+        serve(context.args)
+    except SystemExit as done:  # its own --help
+        raise typer.Exit(int(done.code or 0)) from None
 
 
 @app.command("data")

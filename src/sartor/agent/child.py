@@ -55,8 +55,8 @@ def carry_out(order: Order, folder: Path, emit: Emit) -> dict[str, Any]:
     from sartor.hardware.local import LocalDevice
 
     device = LocalDevice()
-    paths = [folder / f"part{number}" for number in range(len(order.sizes))]
-    models = paths if order.task == "measure" else paths[::2]
+    paths = [folder / name for name in order.names]
+    models = [path for path in paths if path.suffix == ".onnx"]
     for number, path in enumerate(models):
         try:
             check(path.read_bytes())

@@ -220,8 +220,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             folder = Path(tempfile.mkdtemp(dir=self.server.base))
             try:
-                order = self._receive(folder, length)
-                self._carry_out(order, folder)
+                last = self._carry_out(self._receive(folder, length), folder)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         except TimeoutError:
@@ -232,6 +231,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(507, f"the device has no room: {error.strerror}") from None
         finally:
             self.server.measuring.release()
+        if last is not None:  # said only now: who hears it may ask for the next measurement at once
+            self._emit(last)
 
     def _length(self) -> int:
         if self.headers.get("Transfer-Encoding") is not None:
@@ -249,7 +250,7 @@ class Handler(BaseHTTPRequestHandler):
         return int(given[0])
 
     def _receive(self, folder: Path, length: int) -> Order:
-        """The order, with its files in `folder` as part0, part1, …"""
+        """The order, with its files in `folder` under the names that it gives them."""
         self._deadline.at = time.monotonic() + HEADER_S + length / UPLOAD_BYTES_PER_S
         left = length
 
@@ -260,8 +261,8 @@ class Handler(BaseHTTPRequestHandler):
             return data
 
         order = read_order(read, length)
-        for number, size in enumerate(order.sizes):
-            with (folder / f"part{number}").open("wb") as file:
+        for name, size in zip(order.names, order.sizes, strict=True):
+            with (folder / name).open("wb") as file:
                 while size > 0:
                     data = read(min(size, _CHUNK))
                     if not data:
@@ -270,28 +271,28 @@ class Handler(BaseHTTPRequestHandler):
                     size -= len(data)
         return order
 
-    def _carry_out(self, order: Order, folder: Path) -> None:
+    def _carry_out(self, order: Order, folder: Path) -> Event | None:
+        """Begins the answer and streams events; returns the last one, None when the agent is being stopped."""
         self.connection.settimeout(30)
         self._answered = True
         self.send_response(200)
         self.send_header("Content-Type", "application/x-ndjson")
         self.send_header("Connection", "close")
         self.end_headers()
-
-        def emit(event: Event) -> None:
-            self.wfile.write(json.dumps(event).encode() + b"\n")
-            self.wfile.flush()
-
         identity = host("fp32", 1).to_json()
-        emit({"event": "begin", **{key: identity[key] for key in ("cpu", "isa", "runtime", "version")}})
+        self._emit({"event": "begin", **{key: identity[key] for key in ("cpu", "isa", "runtime", "version")}})
         try:
-            emit(carry_out(order, folder, self.server.settings.limits, emit, self.server.stopping))
+            return carry_out(order, folder, self.server.settings.limits, self._emit, self.server.stopping)
         except Stopped:  # the stream ends without a result, and the client asks again
-            return
+            return None
         except (TimeoutError, ConnectionError, ssl.SSLError):
             raise
         except OSError as error:
-            emit({"event": "error", "kind": "device", "message": f"the device cannot carry it out: {error.strerror}"})
+            return {"event": "error", "kind": "device", "message": f"the device cannot carry it out: {error.strerror}"}
+
+    def _emit(self, event: Event) -> None:
+        self.wfile.write(json.dumps(event).encode() + b"\n")
+        self.wfile.flush()
 
     # -- answers ----------------------------------------------------------------------------------------------------
 

@@ -250,7 +250,7 @@ class RemoteDevice:
 
     def _patiently(self, attempt: Callable[[], T]) -> T:
         """The result of `attempt`, tried again while the agent is away or busy, and said so, until patience ends."""
-        began, pause, label = time.monotonic(), 0.5, ""
+        began, pause, told = time.monotonic(), 0.5, False
         patience = self.address.patience_s
         while True:
             try:
@@ -260,17 +260,17 @@ class RemoteDevice:
             except Unreachable as error:
                 reason, pause = str(error), min(2 * pause, LONGEST_PAUSE_S)
             else:
-                if label and self._progress is not None:
-                    self._progress(label, int(patience), int(patience))
+                if told and self._progress is not None:
+                    self._progress(f"waiting for {self.name}", int(patience), int(patience))
                 return found
             waited = time.monotonic() - began
             if waited + pause > patience:
                 raise UserError(
-                    f"device {self.name}: {reason}, for {waited:.0f} s by now: see to the agent, then go on with `sartor resume`"
+                    f"device {self.name}: it {reason}, for {waited:.0f} s by now: see to the agent, then go on with `sartor resume`"
                 )
-            label = label or f"waiting for {self.name}, which {reason}"
             if self._progress is not None:
-                self._progress(label, int(waited), int(patience))
+                self._progress(f"waiting for {self.name}: it {reason}", int(waited), int(patience))
+            told = True
             self._sleep(pause)
 
 

@@ -49,6 +49,12 @@ class Order:
         return MAGIC + struct.pack(">I", len(header)) + header
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the files are called where they are received."""
+        inputs = self.task in ("values", "time")  # every second file is a model's inputs
+        return tuple(f"part{number}.{'npz' if inputs and number % 2 else 'onnx'}" for number in range(len(self.sizes)))
+
+    @property
     def models(self) -> int:
         return len(self.sizes) if self.task == "measure" else len(self.sizes) // 2 or 1
 

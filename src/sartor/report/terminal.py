@@ -106,25 +106,6 @@ class Progress:
         print(f"[{duration(now - self._begun)}] {what}{', ' if ':' in what else ': '}{tail}", file=self._stream, flush=True)
 
 
-def devices_table(devices: Sequence[Record]) -> Table:
-    """What `sartor.hardware.device.describe` says of each device, one row each."""
-    columns = ("name", "cpu", "instruction sets", "cores", "runtime", "precision", "threads", "identity")
-    rows = [
-        [
-            str(d["name"]),
-            str(d["cpu"]),
-            " ".join(d["isa"]),
-            str(d["cores"]),
-            f"{d['runtime']} {d['version']}",
-            str(d["precision"]),
-            str(d["threads"]),
-            str(d["fingerprint"]),
-        ]
-        for d in devices
-    ]
-    return table("Devices", columns, rows, left=3)
-
-
 def console(stream: TextIO | None = None) -> Console:
     """A rich console on `stream` (standard output) that does not squeeze tables when no terminal is there."""
     stream = stream if stream is not None else sys.stdout
