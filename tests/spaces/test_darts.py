@@ -34,6 +34,7 @@ from sartor.spaces.darts import (
     genotype_of,
     inputs_name,
 )  # fmt: skip
+from sartor.spaces.darts_cell import plan_of
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -132,7 +133,7 @@ def test_published_genotypes_are_in_the_space(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("mixture", "said"),
-    [({}, "node 2 of the normal cell"), ({name: {0: 1.0} for name in RELAXED.choices}, "got 0")],
+    [({}, "into node 2 of the normal cell"), ({name: {0: 1.0} for name in RELAXED.choices}, "got 0")],
 )
 def test_a_mixture_without_operations_is_refused(mixture: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -169,10 +170,8 @@ def test_one_fast_cell_equals_the_textbook_cell_in_single_precision() -> None:
     s0, s1 = (torch.randn(8, 12, 8, 8, generator=torch.Generator().manual_seed(seed)).relu() for seed in (1, 2))
     cell = net.cells[0]
     found = []
-    from sartor.spaces.darts import _plan
-
     for fast in (True, False):
-        plan = _plan(policy.sample(), "normal", s0)
+        plan = plan_of(policy.sample(), "normal", s0)
         named = [policy.alpha, *cell.parameters()]
         out = cell(s0, s1, plan, fast)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
@@ -213,10 +212,8 @@ def test_mixtures_over_pairs_of_inputs_weigh_edges(net: DartsNet) -> None:
     both = {pair: {**arch, name: pair, **{edge_name("normal", s, 5): 3 for s in range(5)}} for pair in (0, 9)}
     cell = net.cells[0]
     s0, s1 = torch.rand(2, 12, 8, 8), torch.rand(2, 12, 8, 8)
-    from sartor.spaces.darts import _plan
-
-    alone = {pair: cell(s0, s1, _plan(a, "normal", s0), True) for pair, a in both.items()}
-    mixed = cell(s0, s1, _plan({**both[0], name: {0: 0.3, 9: 0.7}}, "normal", s0), True)
+    alone = {pair: cell(s0, s1, plan_of(a, "normal", s0), True) for pair, a in both.items()}
+    mixed = cell(s0, s1, plan_of({**both[0], name: {0: 0.3, 9: 0.7}}, "normal", s0), True)
     assert torch.allclose(mixed, 0.3 * alone[0] + 0.7 * alone[9], atol=1e-5)
 
 
@@ -264,3 +261,70 @@ def test_textbook_form_has_second_derivatives() -> None:
 def test_mistakes_are_said(shape: tuple[int, int, int], more: dict[str, int], said: str) -> None:
     with pytest.raises(UserError, match=said):
         DartsNet(shape, 10, **more)
+
+
+# -- what methods change in it --------------------------------------------------------------------------------------------------
+
+
+def test_partial_channels_as_the_published_code_has_them() -> None:
+    """One edge at a time: operations on the first quarter, the rest past them, then the shuffle; edge weights multiply both."""
+    net = small().partial_channels(4)
+    for cell in (net.cells[0], net.cells[1]):  # a normal cell and a reduction
+        s0, s1 = torch.rand(2, 2, 4 * cell.part, 8, 8).sub(0.5).unbind(0)
+        cell.preprocess0 = cell.preprocess1 = _Given()
+        policy = Softmax(RELAXED, scale=1.0, edges=INCOMING)
+        policy.beta.data.normal_()
+        mixture = policy.sample()
+        fast, plain = (cell(s0, s1, plan_of(mixture, cell.kind, s0), fast) for fast in (True, False))
+        nodes = [s0, s1]
+        for target in NODES:
+            total = torch.zeros(())
+            for source in range(target):
+                row = mixture[edge_name(cell.kind, source, target)]
+                assert isinstance(row, dict)
+                edge_weight = torch.stack(list(row.values())).sum()
+                x, rest = nodes[source][:, : cell.part], nodes[source][:, cell.part :]
+                mixed = sum((w / edge_weight * cell.option(source, target, i)(x) for i, w in row.items()), start=torch.zeros(()))
+                rest = nn.functional.max_pool2d(rest, 2, 2) if cell.stride(source) == 2 else rest
+                joined = torch.cat([mixed, rest], 1)
+                n, c, h, w = joined.shape
+                shuffled = joined.view(n, 4, c // 4, h, w).transpose(1, 2).reshape(n, c, h, w)
+                total = total + edge_weight * shuffled
+            nodes.append(total)
+        expected = torch.cat(nodes[2:], 1)
+        for found in (fast, plain):
+            assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+class _Given(nn.Module):
+    """Lets a cell's inputs through."""
+
+    def forward(self, x: Tensor, fast: bool) -> Tensor:
+        return x
+
+
+def test_partial_channels_keep_the_other_weights(net: DartsNet) -> None:
+    partial = net.partial_channels(2)
+    assert partial.cells[0].part == 2
+    own, other = dict(net.named_parameters()), dict(partial.named_parameters())
+    kept = [name for name in other if ".edges." not in name]
+    assert len(kept) > 10 and all(torch.equal(own[name], other[name]) and own[name] is not other[name] for name in kept)
+    assert net(X, relaxed(0)).shape == partial(X, relaxed(0)).shape
+    with pytest.raises(UserError, match="partial channels"):
+        partial.extract(arch_of("darts-v1"))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_skip_dropout_drops_identities_alone(net: DartsNet, fast: bool) -> None:
+    dropping = net.skip_dropout()
+    dropping.fast = fast
+    cell = dropping.cells[0]
+    s = torch.rand(8, 12, 8, 8)
+    skips = {**relaxed(0), **{name: {3: torch.tensor(1.0)} for name in RELAXED.choices if name.endswith(("02", "12"))}}
+    whole, dropped = (cell(s, s, plan_of(skips, "normal", s), fast, rate)[:, :4] for rate in (0.0, 0.5))
+    parts = [cell.preprocess0(s, fast), cell.preprocess1(s, fast)]
+    allowed = torch.stack([2 * a * parts[0] + 2 * b * parts[1] for a in (0, 1) for b in (0, 1)])
+    assert ((allowed - dropped).abs().min(0).values < 1e-4).all() and (whole - dropped).abs().max() > 0.1
+    convolutions = {name: {4: torch.tensor(1.0)} for name in RELAXED.choices}
+    assert torch.equal(dropping(X, convolutions, 0.5), dropping(X, convolutions))
+    assert torch.equal(net(X, skips, 0.5), net(X, skips))

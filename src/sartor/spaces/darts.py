@@ -11,9 +11,9 @@ The network takes architectures of either, and mixtures of both.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -25,27 +25,10 @@ from sartor.errors import UserError
 from sartor.extract import Net
 from sartor.hardware.graph import OpGraph
 from sartor.layers.choice import AnyArch
-from sartor.layers.mixed import EPS, channel_norm, mixed_sum
-from sartor.layers.primitives import NONE, PRIMITIVES, FactorizedReduce, Node, candidate, copy_weights, pointwise
-from sartor.spaces.darts_eval import GENOTYPES, CellNetwork, Genotype, PlainCell, check_genotype, check_size, reductions
+from sartor.layers.primitives import NONE, PRIMITIVES, copy_weights
+from sartor.spaces.darts_cell import CELLS, NODES, MixedCell, edge_name, inputs_name, normalised, pairs, plan_of, presence
+from sartor.spaces.darts_eval import GENOTYPES, CellNetwork, Genotype, check_genotype, check_size, genotype_named, reductions
 from sartor.spaces.darts_graph import op_graph
-
-CELLS = ("normal", "reduce")
-NODES = (2, 3, 4, 5)
-
-
-def edge_name(cell: str, source: int, target: int) -> str:
-    return f"{cell}.edge{source}{target}"
-
-
-def inputs_name(cell: str, target: int) -> str:
-    return f"{cell}.inputs{target}"
-
-
-def pairs(target: int) -> list[tuple[int, int]]:
-    """Pairs of earlier nodes that may enter a node, in the order of its choice's options."""
-    return list(itertools.combinations(range(target), 2))
-
 
 #: Edges by the node that they enter, the normal cell's first: what edge normalisation weighs against each other.
 INCOMING: tuple[tuple[str, ...], ...] = tuple(
@@ -82,10 +65,7 @@ def arch_of(genotype: Genotype | str) -> Arch:
     Raises:
         UserError: for an unknown name, or what is no genotype.
     """
-    if isinstance(genotype, str):
-        if genotype not in GENOTYPES:
-            raise UserError(f"genotype: expected one of {', '.join(GENOTYPES)}, got '{genotype}'")
-        genotype = GENOTYPES[genotype]
+    genotype = genotype_named(genotype) if isinstance(genotype, str) else genotype
     check_genotype(genotype)
     values: dict[str, int] = {}
     for cell, edges in zip(CELLS, genotype, strict=True):
@@ -122,19 +102,17 @@ def derive(mixture: Mapping[str, int | Mapping[int, Any]]) -> Arch:
     """
     values: dict[str, int] = {}
     for cell, target in itertools.product(CELLS, NODES):
-        presence = _presence(mixture, cell, target)
+        present = presence(mixture, cell, target)
         strongest: dict[int, tuple[float, int]] = {}
         for source in range(target):
             value = mixture.get(edge_name(cell, source, target), NONE)
-            weights = {value: 1.0} if isinstance(value, int) else {i: float(w) for i, w in value.items()}
-            real = {i: presence[source] * w for i, w in weights.items() if i != NONE}
-            if real and presence[source]:
+            weights = {value: 1.0} if isinstance(value, int) else dict(value)
+            real = {i: present[source] * float(w) for i, w in weights.items() if i != NONE}
+            if real and present[source]:
                 option = min(real, key=lambda i: (-real[i], i))
                 strongest[source] = (real[option], option)
         if len(strongest) < 2:
-            raise UserError(
-                f"derive: node {target} of the {cell} cell needs two edges with an operation, and the mixture has {len(strongest)}"
-            )
+            raise UserError(f"derive: expected two edges with an operation into node {target} of the {cell} cell, got {len(strongest)}")
         kept = sorted(sorted(strongest, key=lambda s: (-strongest[s][0], s))[:2])
         if len(pairs(target)) > 1:
             values[inputs_name(cell, target)] = pairs(target).index((kept[0], kept[1]))
@@ -142,144 +120,7 @@ def derive(mixture: Mapping[str, int | Mapping[int, Any]]) -> Arch:
     return SPACE.canonical(values)
 
 
-def _presence(arch: Mapping[str, Any], cell: str, target: int) -> list[Any]:
-    """Weight with which each earlier node enters a node: 1 where `arch` says nothing of its inputs."""
-    value = arch.get(inputs_name(cell, target))
-    if value is None:
-        return [1.0] * target
-    weights = value if isinstance(value, Mapping) else {int(value): 1.0}
-    found: list[Any] = [0.0] * target
-    for option, weight in weights.items():
-        for source in pairs(target)[option]:
-            found[source] = found[source] + weight
-    return found
-
-
 # -- the network --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Sum:
-    """What enters one node: (source, option) of every summand, and the weights `(summands,)`."""
-
-    entries: tuple[tuple[int, int], ...]
-    shares: Tensor
-
-
-Plan = tuple[_Sum, ...]
-
-
-def _plan(arch: AnyArch, cell: str, like: Tensor) -> Plan:
-    """Summands of the four nodes. `none` carries nothing and is left out."""
-    plan = []
-    for target in NODES:
-        presence = _presence(arch, cell, target)
-        entries: list[tuple[int, int]] = []
-        shares: list[Any] = []
-        for source in range(target):
-            if isinstance(presence[source], float) and presence[source] == 0.0:
-                continue
-            name = edge_name(cell, source, target)
-            if name not in arch:
-                raise UserError(f"the architecture has no choice '{name}', which the {cell} cell reads")
-            value = arch[name]
-            for option, weight in value.items() if isinstance(value, Mapping) else ((int(value), 1.0),):
-                if option != NONE:
-                    entries.append((source, option))
-                    shares.append(weight * presence[source])
-        plan.append(_Sum(tuple(entries), _stacked(shares, like)))
-    return tuple(plan)
-
-
-def _stacked(shares: list[Any], like: Tensor) -> Tensor:
-    if not any(isinstance(share, Tensor) for share in shares):
-        return torch.tensor(shares, dtype=like.dtype, device=like.device)
-    return torch.stack([torch.as_tensor(share, dtype=like.dtype, device=like.device) for share in shares])
-
-
-class _Preprocess(nn.Module):
-    """1x1 convolution of an activated map and normalisation, `(batch, inputs, H, W)` to `(batch, channels, H, W)`."""
-
-    def __init__(self, inputs: int, channels: int) -> None:
-        super().__init__()
-        self.conv = pointwise(inputs, channels)
-
-    def forward(self, x: Tensor, fast: bool) -> Tensor:
-        return _norm(self.conv(x), fast)
-
-
-class _Reduce(nn.Module):
-    """The same at half the resolution."""
-
-    def __init__(self, inputs: int, channels: int) -> None:
-        super().__init__()
-        self.reduce = FactorizedReduce(inputs, channels)
-
-    def forward(self, x: Tensor, fast: bool) -> Tensor:
-        return _norm(self.reduce.join(x), fast)
-
-
-def _norm(x: Tensor, fast: bool) -> Tensor:
-    if fast:
-        return channel_norm(x)
-    return nn.functional.batch_norm(x, None, None, None, None, training=True, eps=EPS)
-
-
-class MixedCell(nn.Module):
-    """One cell with all 14 edges. Takes the activated outputs of the two cells before it; gives `(batch, 4 * channels, H, W)`."""
-
-    def __init__(self, kind: str, before: int, previous: int, channels: int, *, after_reduction: bool) -> None:
-        super().__init__()
-        self.kind = kind
-        self.preprocess0 = _Reduce(before, channels) if after_reduction else _Preprocess(before, channels)
-        self.preprocess1 = _Preprocess(previous, channels)
-        self.edges = nn.ModuleDict()
-        for target in NODES:
-            for source in range(target):
-                stride = self.stride(source)
-                self.edges[f"{source}{target}"] = nn.ModuleList(candidate(name, channels, stride) for name in PRIMITIVES)
-
-    def stride(self, source: int) -> int:
-        return 2 if self.kind == "reduce" and source < 2 else 1
-
-    def option(self, source: int, target: int, option: int) -> Any:
-        edge: Any = self.edges[f"{source}{target}"]
-        return edge[option]
-
-    def forward(self, s0: Tensor, s1: Tensor, plan: Plan, fast: bool) -> Tensor:
-        inputs = self.preprocess0(s0, fast), self.preprocess1(s1, fast)
-        return self._fast(inputs, plan) if fast else self._textbook(inputs, plan)
-
-    def _fast(self, inputs: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
-        nodes = [Node(x, self.stride(source)) for source, x in enumerate(inputs)]
-        for target, entering in zip(NODES, plan, strict=True):
-            terms = [self.option(source, target, option).term(nodes[source]) for source, option in entering.entries]
-            x = mixed_sum(terms, entering.shares) if terms else self._nothing(nodes[0].x)
-            nodes.append(Node(x, 1))
-        return torch.cat([node.x for node in nodes[2:]], 1)
-
-    def _textbook(self, inputs: tuple[Tensor, Tensor], plan: Plan) -> Tensor:
-        nodes = list(inputs)
-        for target, entering in zip(NODES, plan, strict=True):
-            total: Tensor | None = None
-            for (source, option), share in zip(entering.entries, entering.shares.unbind(0), strict=True):
-                part = share * self.option(source, target, option)(nodes[source])
-                total = part if total is None else total + part
-            nodes.append(self._nothing(nodes[0]) if total is None else total)
-        return torch.cat(nodes[2:], 1)
-
-    def _nothing(self, x: Tensor) -> Tensor:
-        """The value of a node that only `none` enters."""
-        stride = self.stride(0)
-        return x[:, :, ::stride, ::stride] * 0.0
-
-    def plain(self, arch: Mapping[str, int], twin: PlainCell) -> None:
-        """Copy the weights of a discrete architecture into its plain cell."""
-        copy_weights(self.preprocess0, twin.preprocess0)
-        copy_weights(self.preprocess1, twin.preprocess1)
-        for name, module in twin.ops.items():
-            source, target = int(name[-2]), int(name[-1])
-            copy_weights(self.option(source, target, arch[edge_name(self.kind, source, target)]), module)
 
 
 class DartsNet(Net):
@@ -291,6 +132,7 @@ class DartsNet(Net):
     Args:
         channels: of the first cells, doubled at each reduction; the paper searches with 16.
         cells: the paper searches with 8 (P-DARTS with 5, 11 and 17).
+        k: the mixed operations run on 1/k of the channels (PC-DARTS, see :class:`sartor.spaces.darts_cell.MixedCell`).
         fast: the mixed operation of :mod:`sartor.layers.mixed`; False gives the textbook one, which computes the same several times
             slower and with more memory.
 
@@ -301,10 +143,12 @@ class DartsNet(Net):
     relaxed: Space = RELAXED
     incoming: tuple[tuple[str, ...], ...] = INCOMING
 
-    def __init__(self, input_shape: tuple[int, int, int], classes: int, *, channels: int = 16, cells: int = 8, fast: bool = True) -> None:
+    def __init__(
+        self, input_shape: tuple[int, int, int], classes: int, *, channels: int = 16, cells: int = 8, k: int = 1, fast: bool = True
+    ) -> None:
         super().__init__(input_shape, classes)
         check_size(self.input_shape, channels, cells)
-        self.channels, self.fast = channels, fast
+        self.channels, self.fast, self.drops_skips = channels, fast, False
         width = 3 * channels
         self.stem = nn.Conv2d(self.input_shape[0], width, 3, padding=1, bias=False)
         self.stem_scale, self.stem_shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
@@ -313,7 +157,7 @@ class DartsNet(Net):
         for number in range(cells):
             reduction = number in reductions(cells)
             channels = 2 * channels if reduction else channels
-            self.cells.append(MixedCell(CELLS[reduction], before, previous, channels, after_reduction=after_reduction))
+            self.cells.append(MixedCell(CELLS[reduction], before, previous, channels, after_reduction=after_reduction, k=k))
             before, previous, after_reduction = previous, 4 * channels, reduction
         self.classifier = nn.Linear(previous, classes)
 
@@ -325,13 +169,29 @@ class DartsNet(Net):
     def derive(mixture: Mapping[str, int | Mapping[int, Any]]) -> Arch:
         return derive(mixture)
 
-    def forward(self, x: Tensor, arch: AnyArch) -> Tensor:  # type: ignore[override]  # Net passes drop_path to those that take it
-        plans = {cell: _plan(arch, cell, self.stem_scale) for cell in CELLS}
-        x = _norm(self.stem(x.contiguous(memory_format=torch.channels_last)), self.fast)
+    def partial_channels(self, k: int) -> DartsNet:
+        """A copy whose mixed operations run on 1/k of the channels, with new weights there; all other weights are copied."""
+        twin = DartsNet(self.input_shape, self.classes, channels=self.channels, cells=len(self.cells), k=k, fast=self.fast)
+        own = {name: value for name, value in self.state_dict().items() if ".edges." not in name}
+        twin.load_state_dict(own, strict=False)
+        twin.drops_skips = self.drops_skips
+        return twin.train(self.training)
+
+    def skip_dropout(self) -> DartsNet:
+        """A copy whose identities drop out at the rate `drop_path` (Chen et al. 2019, P-DARTS, section 3.3)."""
+        twin = copy.deepcopy(self)
+        twin.drops_skips = True
+        return twin
+
+    def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
+        """Logits. `drop_path` is the dropout of identities in a network of :meth:`skip_dropout`, else without effect."""
+        plans = {cell: plan_of(arch, cell, self.stem_scale) for cell in CELLS}
+        rate = drop_path if self.drops_skips else 0.0
+        x = normalised(self.stem(x.contiguous(memory_format=torch.channels_last)), self.fast)
         s0 = s1 = torch.relu(x * self.stem_scale.view(1, -1, 1, 1) + self.stem_shift.view(1, -1, 1, 1))
         out = s1
         for number, cell in enumerate(self.cells):
-            out = cell(s0, s1, plans[cell.kind], self.fast)
+            out = cell(s0, s1, plans[cell.kind], self.fast, rate)
             if number + 1 < len(self.cells):
                 s0, s1 = s1, torch.relu(out)
         logits: Tensor = self.classifier(out.mean((2, 3)))
@@ -341,14 +201,20 @@ class DartsNet(Net):
         return CellNetwork(genotype_of(arch), self.input_shape, self.classes, channels=self.channels, cells=len(self.cells), pool_norm=True)
 
     def extract(self, arch: Mapping[str, int]) -> CellNetwork:
-        """The plain network of a discrete architecture, with normalised pools as in the search."""
+        """The plain network of a discrete architecture, with normalised pools as in the search.
+
+        Raises:
+            UserError: from a network with partial channels, whose operations have the weights of a part only.
+        """
+        if any(cell.k > 1 for cell in self.cells):
+            raise UserError("darts: a network with partial channels is for searching; extract from one with k=1")
         found = self.space.canonical(arch)
         plain = self._plain(found)
         copy_weights(self.stem, plain.stem)
         plain.stem[1].weight.data.copy_(self.stem_scale.detach())
         plain.stem[1].bias.data.copy_(self.stem_shift.detach())
         for cell, twin in zip(self.cells, plain.cells, strict=True):
-            cell.plain(found, twin)
+            cell.copy_to(twin, found)
         plain.classifier.load_state_dict(self.classifier.state_dict())
         return plain.to(self.stem.weight.dtype).train(self.training)
 
@@ -364,6 +230,6 @@ class DartsNet(Net):
 
 
 __all__ = [
-    "CELLS", "GENOTYPES", "INCOMING", "NODES", "RELAXED", "SPACE", "DartsNet", "Genotype", "MixedCell", "arch_of", "derive", "edge_name",
+    "CELLS", "GENOTYPES", "INCOMING", "NODES", "RELAXED", "SPACE", "DartsNet", "Genotype", "arch_of", "derive", "edge_name",
     "genotype_of", "inputs_name",
 ]  # fmt: skip
