@@ -1,0 +1,190 @@
+"""The weight-sharing family by name: settings of the papers reach the recipes, limits hold for what is derived, supernets are explored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sartor import methods
+from sartor.arch import Arch
+from sartor.data import Dataset, Split
+from sartor.errors import UserError
+from sartor.methods import GRADIENT, METHODS, limited
+from sartor.methods.limits import lifted
+from sartor.recipes.cost_term import Cost
+from sartor.recipes.enas import PolicyGradient
+from sartor.recipes.single_path import fair_paths
+from sartor.spaces.darts import DartsNet
+from sartor.spaces.mobile import MobileNet, MobileSpec, Stage
+from sartor.spaces.nasbench201 import NasBench201
+
+
+def blobs(count: int = 96, classes: int = 4, seed: int = 0) -> Dataset:
+    """One bright blob a class in noise."""
+    rng = np.random.default_rng(seed)
+    splits = []
+    for n in (count, count // 2, 8):
+        labels = np.arange(n) % classes
+        images = rng.normal(0.0, 0.5, (n, 1, 8, 8)).astype(np.float32)
+        for image, label in zip(images, labels, strict=True):
+            row, column = divmod(int(label), 2)
+            image[0, 4 * row : 4 * row + 3, 4 * column : 4 * column + 3] += 1.0
+        splits.append(Split(images, labels, np.zeros(1), np.ones(1)))
+    return Dataset("blobs", *splits, tuple(str(i) for i in range(classes)), np.zeros(1), np.ones(1))
+
+
+def cell_net(seed: int = 0) -> NasBench201:
+    torch.manual_seed(seed)
+    return NasBench201((1, 8, 8), 4, channels=4, cells=1)
+
+
+def elastic_net(seed: int = 0) -> MobileNet:
+    torch.manual_seed(seed)
+    stages = (Stage((8,), (1, 2), 1, kernels=(3, 5), expands=(2, 4)), Stage((8, 16), (1, 2), 2, kernels=(3, 5), expands=(2, 4)))
+    return MobileNet(MobileSpec("elastic", stages, (8,), (1,)), (1, 8, 8), 4)
+
+
+QUICK: dict[str, Any] = {"steps": 4, "batch": 16, "seed": 1}
+
+
+@pytest.mark.parametrize("name", ["proxylessnas", "fbnet"])
+def test_gradient_methods_find_an_architecture_and_leave_the_network_alone(name: str) -> None:
+    net = cell_net()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    result = METHODS[name](net, blobs(), cost=Cost.of_macs(net.space, net.factors()), **QUICK)
+    assert result.arch in net.space and len(result.trajectory) >= 1
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert any(not torch.equal(a, b) for a, b in zip(net.parameters(), result.net.parameters(), strict=True))
+
+
+def test_the_cost_in_the_loss_changes_what_is_found() -> None:
+    net, data = cell_net(), blobs()
+    cost = Cost.of_macs(net.space, net.factors())
+    quick = {**QUICK, "steps": 40, "weights_only": 0.0}
+    from sartor.recipes.alternation import Adam
+
+    expected = []
+    for weight in (0.0, 30.0):
+        result = methods.proxylessnas(net, data, cost=cost, weight=weight, architecture=Adam(0.05, (0.0, 0.999), 0.0), **quick)
+        expected.append(cost(result.policy.expected()).item())
+    assert expected[1] < 0.7 * expected[0]
+
+
+def test_search_by_reward_derives_only_what_keeps_the_target() -> None:
+    net = cell_net()
+    cost = Cost.of_macs(net.space, net.factors())
+    target = 0.4 * float(cost(net.largest))
+    learning = PolicyGradient(steps=2, draws=2, candidates=4)
+    for name in ("enas", "proxylessnas-reinforce"):
+        result = METHODS[name](net, blobs(), cost=cost, target=target, learning=learning, **QUICK)
+        assert all(float(cost(s.arch)) <= target for s in result.trajectory)
+    with pytest.raises(UserError, match="go together"):
+        methods.enas(net, blobs(), cost=cost, **QUICK)
+    with pytest.raises(UserError, match="attainable"):
+        methods.enas(net, blobs(), cost=cost, target=1.0, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["darts", "gdas", "drnas", "fbnet", "proxylessnas", "fair-darts"])
+def test_a_limit_given_to_any_gradient_method_is_kept_by_every_derivation(name: str) -> None:
+    net = cell_net()
+    cost = Cost.of_macs(net.space, net.factors())
+    low, high = float(cost(net.smallest)), float(cost(net.largest))
+    target = low + 0.35 * (high - low)
+    result = limited(METHODS[name], net, blobs(), cost=cost, target=target, **QUICK)
+    assert name in GRADIENT and len(result.trajectory) >= 1
+    for arch in (result.arch, *(s.arch for s in result.trajectory)):
+        assert 0.85 * target <= float(cost(arch)) <= target
+    with pytest.raises(UserError, match="attainable"):
+        limited(METHODS[name], net, blobs(), cost=cost, target=0.5 * low, **QUICK)
+    assert not hasattr(net, "derive")
+
+
+def test_limits_hold_where_a_network_derives_by_a_rule_of_its_own() -> None:
+    net = DartsNet((3, 8, 8), 4, channels=4, cells=3)
+    rng = np.random.default_rng(0)
+    strengths = {}
+    for name, allowed in net.relaxed.allowed.items():
+        weights = np.exp(rng.normal(size=len(allowed)))
+        strengths[name] = dict(enumerate((weights / weights.sum()).tolist()))
+    from sartor.recipes.projection import project
+
+    assert project(net.space, lifted(net.space, strengths), []).arch == net.derive(strengths)  # without a limit: the paper's rule
+    shares = lifted(net.space, strengths, normalised=True)
+    assert all(sum(row.values()) == pytest.approx(1.0) for row in shares.values() if isinstance(row, dict))
+    price = {op: 1.0 + 2.0 * ("conv" in op) + ("5x5" in op) for op in net.relaxed.choices[next(iter(strengths))]}
+    cost = Cost("latency_ms", _edge_tables(net, price), unit="ms")
+    free = float(cost(net.derive(strengths)))
+    arch: Arch = methods.limits.derivation_within(net.space, cost, 0.8 * free)(strengths)
+    assert arch in net.space and 0.85 * 0.8 * free <= float(cost(arch)) <= 0.8 * free
+
+
+def _edge_tables(net: DartsNet, price: dict[str, float]) -> list[Any]:
+    """The price of an edge's operation, where the edge is among its node's inputs."""
+    from sartor.recipes.elimination import Potential
+
+    tables = []
+    for name, options in net.space.choices.items():
+        if name not in net.relaxed.choices:
+            continue
+        own = np.array([price[op] for op in options])
+        parents = net.space.conditions.get(name, {})
+        if not parents:
+            tables.append(Potential((name,), own))
+        for parent, wanted in parents.items():
+            on = np.array([float(i in wanted) for i in range(len(net.space.choices[parent]))])
+            tables.append(Potential((parent, name), on[:, None] * own[None]))
+    return tables
+
+
+def test_spos_trains_one_path_a_step_and_evolves_within_the_limits() -> None:
+    net = elastic_net()
+    limit = 0.6 * net.costs(net.largest)["params"]
+    result = methods.spos(net, blobs(), evaluations=12, population=4, limits=[f"params<={limit:.0f}"], **QUICK)
+    assert result.steps == 4 and len(result.trials) == 12 and result.notes == ()
+    feasible = [t for t in result.trials if t.metrics["params"] <= limit]
+    assert result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in feasible)
+    assert net.costs(result.arch)["params"] <= limit
+    again = methods.spos(net, blobs(), evaluations=12, population=4, limits=[f"params<={limit:.0f}"], history=result.trials[:7], **QUICK)
+    assert [t.arch for t in again.trials] == [t.arch for t in result.trials]  # goes on where it stopped
+
+
+def test_fair_paths_run_every_option_equally_often() -> None:
+    net = cell_net()
+    draw, rng = fair_paths(net.space), np.random.default_rng(0)
+    for _ in range(5):
+        archs = draw(rng)
+        assert len(archs) == 5 and all(sorted(a[name] for a in archs) == list(range(5)) for name in net.space.choices)
+
+
+def test_ofa_shrinks_then_specialises_for_other_limits_without_training() -> None:
+    net = elastic_net()
+    cost = Cost.of_macs(net.space, net.factors())
+    result = methods.ofa(net, blobs(), evaluations=20, rounds=2, steps=12, batch=16, costs=[cost])
+    assert len(result.trials) == 20 and result.steps >= 5
+    limit = 0.5 * float(cost(net.largest))
+    tight = methods.specialise(result, blobs(), limits=[f"macs<={limit:.0f}"], costs=[cost], rounds=3, evaluations=24)
+    assert float(cost(tight.arch)) <= limit and tight.steps == result.steps
+    assert all(torch.equal(a, b) for a, b in zip(result.net.parameters(), tight.net.parameters(), strict=True))
+    with pytest.raises(UserError, match="needs choices named"):
+        methods.ofa(cell_net(), blobs(), steps=6)
+
+
+def test_bignas_selects_from_coarse_to_fine() -> None:
+    net = elastic_net()
+    result = methods.bignas(net, blobs(), evaluations=14, coarse=8, steps=3, batch=16)
+    grid, fine = result.trials[:8], result.trials[8:]
+    for trial in grid:  # all choices of a kind have the same relative size
+        on = net.space.active(trial.arch)
+        for kind in ("kernel", "expand", "depth"):
+            assert len({trial.arch[n] for n in on if n.endswith(kind)}) == 1
+    assert len(fine) >= 1 and result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in result.trials)
+
+
+def test_limits_on_what_nothing_measures_are_refused() -> None:
+    with pytest.raises(UserError, match="a limit on latency_ms needs its cost"):
+        methods.spos(elastic_net(), blobs(), limits=["latency=2ms"], steps=1)
+    with pytest.raises(UserError, match="evaluations"):
+        methods.bignas(elastic_net(), blobs(), evaluations=0, steps=1)
