@@ -10,6 +10,7 @@ import pytest
 from sartor.export.quantize import quantize
 from sartor.hardware import trace
 from sartor.hardware.fusion import executed, kinds, observed
+from sartor.hardware.onnx_graph import onnx_graph, precision_of
 
 from .nets import export
 from .test_fusion import NETS, needs_openvino, net
@@ -30,6 +31,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", NETS)
 def test_onnxruntime_runs_what_the_rules_say(name: str, files: dict[str, Path]) -> None:
     assert kinds(executed(trace(*net(name)), "onnxruntime", "int8")) == observed(files[name], "onnxruntime")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_file_read_back_runs_the_same(name: str, files: dict[str, Path]) -> None:
+    """Its graph has the activations in the pieces that the file holds: they must not be taken apart again."""
+    graph = onnx_graph(files[name])
+    assert kinds(executed(graph, "onnxruntime", precision_of(graph))) == observed(files[name], "onnxruntime")
 
 
 @needs_openvino

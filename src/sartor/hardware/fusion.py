@@ -116,7 +116,8 @@ class _Lowering:
 
     def _activation(self, op: Op, source: int) -> int:
         shape = op.out_shape
-        if op.act == "affine" and self.how.affine_as_conv:
+        # The graph of an int8 file has its activations in the pieces that it holds already.
+        if op.act == "affine" and self.how.affine_as_conv and not op.dtype:
             return self._add(Op("conv", shape, shape, groups=shape[0], inputs=(source,), name=op.name, dtype=op.dtype))
         last = source
         for part in self.how.split.get(op.act, (op.act,)):
@@ -225,12 +226,20 @@ _KINDS_ORT = {
 }  # fmt: skip
 _KINDS_OV = {"Convolution": "conv", "FullyConnected": "linear", "MatMul": "linear", "Reduce": "pool", "Concatenation": "concat",
              "Interpolate": "resize", "Subgraph": "elementwise", "Math": "elementwise", "Eltwise": "elementwise"}  # fmt: skip
+_KINDS_OV_PROFILE = {**_KINDS_OV, "GroupConvolution": "conv", "ReduceMean": "pool", "MaxPool": "maxpool", "AvgPool": "avgpool",
+                     "Concat": "concat", **dict.fromkeys(("Add", "Multiply", "HSwish", "HardSigmoid", "Relu", "Sigmoid", "Swish", "Clamp"),
+                                                         "elementwise")}  # fmt: skip
 _COMPUTES = ("Relu", "Clip", "Hard", "Sigmoid", "Add", "Mul", "BatchNorm")  # in the names that exporters give to nodes
 
 
 def kinds(graph: OpGraph) -> Counter[str]:
     """How many ops of each kind a graph has; activations, sums and products together are "elementwise"."""
     return Counter("elementwise" if op.kind in ELEMENTWISE else op.kind for op in graph)
+
+
+def category(node_type: str, runtime: str) -> str:
+    """The kind, as in `kinds`, of a node type in a runtime's profile; empty for nodes that only convert, and for unknown ones."""
+    return (_KINDS_OV_PROFILE if runtime == "openvino" else _KINDS_ORT).get(node_type, "")
 
 
 def observed(file: Path | str, runtime: str = "onnxruntime", precision: str = "fp32") -> Counter[str]:

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from sartor.hardware.spec import DeviceSpec
 
 FAMILIES = ("dense", "pointwise", "depthwise")
-BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8": 1.0}
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int16": 2.0, "int8": 1.0}
 MOST_NETWORKS = 10  # what the model is meant to be calibrated on; more are taken, but then a table or a learned model is better
+# Runtimes of device files that fuse as another one does: TensorFlow Lite's kernels all take clamps in, and nothing else.
+FAMILY = {"tflite": "litert", "tflite-micro": "litert"}
 _NOISE = 0.05  # standard deviation of a measured latency, relative
 _SPREAD = 1.0  # standard deviation of the logarithm of every prior
 
@@ -147,7 +149,8 @@ class Roofline:
 
     def lower(self, graph: OpGraph) -> OpGraph:
         """The ops that the device's runtime runs; the graph itself where no rules are known for the runtime."""
-        return executed(graph, self.runtime, self.precision) if (self.runtime, self.precision) in RULES else graph
+        family = FAMILY.get(self.runtime, self.runtime)
+        return executed(graph, family, self.precision) if (family, self.precision) in RULES else graph
 
     def times(self, graph: OpGraph) -> list[OpTime]:
         """Every executed op of a network with its time."""

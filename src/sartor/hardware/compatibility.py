@@ -1,0 +1,167 @@
+"""Whether a target runs the ops of a network or of a whole search space: asked before anything is trained.
+
+Two sources. A device file says which ops the device does not run or runs badly, and why (`check`, `check_space`): that works for devices
+that are not here. A runtime that is here is asked itself (`ask_runtime`): every op is put to it in a small file, and what it refuses, or
+takes back to floats in an int8 file, is told in its own words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sartor.errors import UserError
+from sartor.hardware.cost import Factor
+from sartor.hardware.graph import Op
+
+if TYPE_CHECKING:
+    from sartor.hardware._lower import Quantize
+    from sartor.hardware.spec import DeviceSpec
+
+Level = Literal["unsupported", "unfriendly"]
+PROBE_OPS = 16  # ops that share one file when a runtime is asked
+_INTEGER = ("QLinear", "QGemm", "NhwcMaxPool", "MaxPool", "QuantizeLinear", "DequantizeLinear", "Transpose", "Reorder", "Flatten",
+            "Reshape", "Squeeze", "Identity", "Concat")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An op that the target does not run ("unsupported") or runs badly ("unfriendly"), and why."""
+
+    op: Op
+    level: Level
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op.name or self.op.signature} ({self.op.signature}) is {self.level}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Option:
+    """Options of choices that bring an op with a finding into the network: {choice: label}. Empty: the op is in every network."""
+
+    choices: Mapping[str, object]
+    finding: Finding
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{choice} = {label}" for choice, label in self.choices.items()) or "every network"
+        return f"{where}: {self.finding.op.signature} is {self.finding.level}: {self.finding.reason}"
+
+
+def check(ops: Iterable[Op], device: DeviceSpec) -> list[Finding]:
+    """What a device file says against the ops, one finding for each signature, the unsupported first."""
+    found: dict[str, Finding] = {}
+    for op in ops:
+        said = device.objection(op)
+        if said is not None and op.signature not in found:
+            found[op.signature] = Finding(op, *said)
+    return sorted(found.values(), key=lambda finding: finding.level != "unsupported")
+
+
+def check_space(factors: Iterable[Factor], choices: Mapping[str, Sequence[object]], device: DeviceSpec) -> list[Option]:
+    """What a device file says against the options of a space: `net.factors()` and `net.space.choices`.
+
+    A finding names the fewest choices that decide it: an activation is not blamed on the width that it comes with. Options of every
+    factor are listed once, the unsupported first. An empty list means that any architecture runs there.
+    """
+    found: dict[tuple[object, ...], Option] = {}
+    for factor in factors:
+        grid = list(itertools.product(*(range(len(choices[choice])) for choice in factor.scope)))
+        said = {indices: {(f.level, f.reason): f for f in check(factor.at(indices), device)} for indices in grid}
+        for key in dict.fromkeys(key for findings in said.values() for key in findings):
+            hit = {indices for indices in grid if key in said[indices]}
+            for places in _fewest(factor.scope, grid, hit):
+                for values in dict.fromkeys(tuple(indices[place] for place in places) for indices in sorted(hit)):
+                    example = next(i for i in sorted(hit) if tuple(i[place] for place in places) == values)
+                    labels = {factor.scope[place]: choices[factor.scope[place]][value] for place, value in zip(places, values, strict=True)}
+                    found.setdefault((*labels.items(), *key), Option(labels, said[example][key]))
+                break
+    return sorted(found.values(), key=lambda option: option.finding.level != "unsupported")
+
+
+def _fewest(scope: Sequence[str], grid: Sequence[tuple[int, ...]], hit: set[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Smallest sets of places whose values alone decide whether a combination is hit."""
+    for size in range(len(scope) + 1):
+        found = []
+        for places in itertools.combinations(range(len(scope)), size):
+            verdicts: dict[tuple[int, ...], set[bool]] = defaultdict(set)
+            for indices in grid:
+                verdicts[tuple(indices[place] for place in places)].add(indices in hit)
+            if all(len(verdict) == 1 for verdict in verdicts.values()):
+                found.append(places)
+        if found:
+            return found
+    return []
+
+
+def ask_runtime(
+    ops: Iterable[Op], runtime: str = "onnxruntime", precision: str = "fp32", quantize: Quantize | None = None
+) -> list[Finding]:  # fmt: skip
+    """What a runtime on this machine says of each op, one of each signature, by loading and running it.
+
+    In int8, an op that the runtime computes in floats is unfriendly. `quantize` is `sartor.export.quantize` or alike. Raises UserError
+    for runtimes that read no ONNX files, and for one that is not installed.
+    """
+    from sartor.hardware.runtimes import RUNTIMES, installed
+
+    if runtime not in RUNTIMES or RUNTIMES[runtime].suffix != ".onnx":
+        raise UserError(f"expected a runtime that reads ONNX files (onnxruntime, openvino), got {runtime}")
+    if installed(runtime) is None:
+        raise UserError(f"The runtime {runtime} is not installed: install it with  pip install 'sartor[{RUNTIMES[runtime].extra}]'.")
+    groups: dict[tuple[int, int], list[Op]] = defaultdict(list)
+    findings: list[Finding] = []
+    for op in {op.signature: op for op in ops}.values():
+        if op.kind == "other":
+            findings.append(Finding(op, "unsupported", f"{op.label} is of no kind that sartor writes files for"))
+        else:
+            groups[op.in_shape[1:]].append(op)
+    for group in groups.values():
+        for start in range(0, len(group), PROBE_OPS):
+            findings += _ask(group[start : start + PROBE_OPS], runtime, precision, quantize)
+    return sorted(findings, key=lambda finding: finding.level != "unsupported")
+
+
+def _ask(ops: Sequence[Op], runtime: str, precision: str, quantize: Quantize | None) -> list[Finding]:
+    """Halves a group that is refused until the one op to blame stands alone."""
+    try:
+        return _ask_together(ops, runtime, precision, quantize)
+    except UserError as error:
+        if len(ops) == 1:
+            return [Finding(ops[0], "unsupported", str(error))]
+    except RuntimeError as error:  # the runtimes' own errors, raised while they run
+        if len(ops) == 1:
+            return [Finding(ops[0], "unsupported", f"{runtime}: {str(error).splitlines()[0][:200]}")]
+    half = len(ops) // 2
+    return [*_ask(ops[:half], runtime, precision, quantize), *_ask(ops[half:], runtime, precision, quantize)]
+
+
+def _ask_together(ops: Sequence[Op], runtime: str, precision: str, quantize: Quantize | None) -> list[Finding]:
+    import onnx
+
+    from sartor.hardware._lower import lower, quantize_default
+    from sartor.hardware._probe import probe
+    from sartor.hardware.runtimes import Setup, load
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe.onnx"
+        onnx.save(probe(ops), path)
+        if precision == "int8":
+            images = np.random.default_rng(0).standard_normal((1, 1, *ops[0].in_shape[1:])).astype(np.float32)
+            (quantize or quantize_default)(path, images, Path(folder) / "int8.onnx")
+            path = Path(folder) / "int8.onnx"
+        load(path, Setup(runtime, precision)).run()
+    if precision != "int8" or runtime != "onnxruntime":
+        return []
+    found = []
+    for op, kernel in zip(ops, lower(ops, "int8", quantize), strict=True):
+        floats = sorted({kind for kind in kernel.node_types if not kind.startswith(_INTEGER)})
+        if floats:
+            found.append(Finding(op, "unfriendly", f"onnxruntime computes it in floats in an int8 file ({', '.join(floats)})"))
+    return found

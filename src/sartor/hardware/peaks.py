@@ -1,0 +1,53 @@
+"""What a device reaches: peak, bandwidth and fixed costs, measured on four op kernels in a few seconds.
+
+The figures are reachable ones, in the runtime's own kernels: a large convolution gives the peak, a sum of tensors that fit in no cache
+the bandwidth, an op on eight values the cost of an op, an empty session that of a call. They are where `Roofline` starts from on a
+machine whose data sheet nobody has read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sartor.hardware.graph import Op
+from sartor.hardware.roofline import BYTES, Parameters, Roofline
+
+if TYPE_CHECKING:
+    from sartor.hardware._lower import Quantize
+    from sartor.hardware.target import Bench
+
+LARGE = (
+    Op("conv", (128, 28, 28), (128, 28, 28), kernel=3),
+    Op("conv", (256, 28, 28), (256, 28, 28), kernel=1),
+)
+STREAM = Op("add", (16, 724, 724), (16, 724, 724), inputs=(-1, -1))  # 3 x 33 MB in fp32, 3 x 8 MB in int8
+TINY = Op("act", (8, 1, 1), (8, 1, 1), act="sigmoid")
+
+
+def probe_roofline(
+    precision: str = "fp32", threads: int = 1, *, bench: Bench | None = None, quantize: Quantize | None = None, lanes: int = 1,
+    seconds: float = 0.1,
+) -> Roofline:  # fmt: skip
+    """The roofline of a device that can be measured, from its own peak, bandwidth and fixed costs; not calibrated on any network.
+
+    `bench` is the device (default: this machine with ONNX Runtime). Utilisations are priors relative to the reachable peak.
+    """
+    from sartor.hardware._lower import lower
+    from sartor.hardware._timing import Stopwatch
+    from sartor.hardware.local import LocalDevice
+
+    device: Bench = bench or LocalDevice()
+    watch = Stopwatch(device, threads, seconds)
+    us = {}
+    for op in (*LARGE, STREAM, TINY):
+        (kernel,) = lower([op], precision, quantize, bench=device)
+        (time,) = watch.times([(kernel, op.macs)])
+        us[op.signature] = max(time.us, 1e-3)
+    peak = max(2e6 * op.macs / us[op.signature] for op in LARGE)
+    size = BYTES[precision]
+    bandwidth = 1e6 * STREAM.traffic(size, size) / us[STREAM.signature]
+    overhead = us[TINY.signature]
+    # The peak is one that the runtime reached itself: dense convolutions come near it.
+    prior = Parameters(dense=0.7, pointwise=0.6, depthwise=0.15, efficiency=1.0, op_us=overhead, call_us=max(watch.constant_us, 0.1))
+    return replace(Roofline(peak, bandwidth, precision, "onnxruntime", lanes, name="host" if bench is None else ""), parameters=prior)

@@ -1,0 +1,255 @@
+"""Everything `sartor profile` tells of an ONNX file on a device, as one JSON-ready mapping.
+
+Measured where the device can be measured; otherwise modelled, and marked so. How far a model of the device can be trusted is said with
+every figure that comes from one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sartor.errors import UserError
+
+if TYPE_CHECKING:
+    from sartor.hardware.device import Identity
+    from sartor.hardware.graph import OpGraph
+    from sartor.hardware.memory import Moment
+    from sartor.hardware.roofline import OpTime, Roofline
+    from sartor.hardware.runtimes import Setup
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`record` is what is printed and stored; the rest is what the pictures are drawn from, None where there is nothing to draw."""
+
+    record: dict[str, Any]
+    model: Roofline | None
+    times: Sequence[OpTime]
+    moments: Sequence[Moment]
+
+
+def profile(
+    file: Path, *, setup: Setup, device: str = "host", seconds: float = 1.0, seed: int = 0, sweep: bool = False,
+    limit_bytes: float | None = None, progress: Progress | None = None,
+) -> Profile:  # fmt: skip
+    """Profile one ONNX file.
+
+    The record has `file`, `runtime`, `threads`, `batch`, `device` {name, measured}, `latency` (docs/architecture.md), `layers`
+    [{name, latency_us}], `graph` {ops, macs, params, precision, input_shape, foreign}, `memory` {peak_bytes, best_order_bytes, exact,
+    timeline}, `roofline` {model, latency_ms, quality, ops}, `table` {latency_ms, quality, verdict}, `compatibility`, `sweep`, `notes`.
+    Parts that could not be had are None, with the reason in `notes`.
+
+    Raises UserError for a file that cannot be measured or read, an unknown device, and a runtime that is not installed.
+    """
+    from sartor.hardware.devices import HOST, find
+
+    record: dict[str, Any] = {"file": str(file), "runtime": setup.runtime, "threads": setup.threads, "batch": setup.batch}
+    notes: list[str] = []
+    spec = find(device)
+    here = device == HOST
+    record["device"] = {"name": device, "measured": here or spec.agent is not None}
+    record["latency"], record["layers"] = None, []
+    if here:
+        _measure_here(file, setup, seconds, seed, sweep, record, notes, progress)
+    elif spec.agent is not None:
+        from sartor.hardware.target import open_device
+
+        (found,) = open_device(device).measure_many([file], threads=setup.threads, batch=setup.batch, seconds=seconds, seed=seed)
+        record["latency"] = found.to_json()
+    graph = _graph(file, notes)
+    if graph is None:
+        return Profile({**record, "graph": None, "memory": None, "roofline": None, "table": None, "compatibility": [], "notes": notes},
+                       None, (), ())  # fmt: skip
+    from sartor.hardware.compatibility import check
+    from sartor.hardware.onnx_graph import precision_of
+
+    precision = precision_of(graph)
+    record["graph"] = {
+        "ops": len(graph), "macs": graph.macs, "params": graph.params, "precision": precision, "input_shape": list(graph.input_shape),
+        "foreign": sorted({op.label for op in graph if op.kind == "other"}),
+    }  # fmt: skip
+    record["compatibility"] = [str(finding) for finding in check(graph, spec)]
+    moments = _memory(graph, precision, limit_bytes, record)
+    model, times = _roofline(graph, device, spec, precision, setup, record, notes)
+    record["table"] = _table(graph, precision, setup.threads) if here and setup.runtime == "onnxruntime" and setup.batch == 1 else None
+    record["notes"] = notes
+    return Profile(record, model, times, moments)
+
+
+def _measure_here(
+    file: Path, setup: Setup, seconds: float, seed: int, sweep: bool, record: dict[str, Any], notes: list[str], progress: Progress | None
+) -> None:
+    from sartor.hardware.measure import measure_setups
+    from sartor.hardware.measure import sweep as sweep_setups
+    from sartor.hardware.profile import PROFILED, layers
+
+    (found,) = measure_setups([(file, setup)], seconds=seconds, seed=seed, progress=progress)
+    record["latency"] = found.to_json()
+    if found.conditions is not None:
+        notes += list(found.conditions["warnings"])
+    if setup.runtime in PROFILED:
+        record["layers"] = [
+            {"name": layer.name, "type": layer.type, "latency_us": round(layer.us, 3)} for layer in layers(file, setup, total_ms=found.p50)
+        ]
+    else:
+        notes.append(f"{setup.runtime} does not time its layers.")
+    if sweep:
+        tried = sweep_setups(file, setup=replace(setup, cores=()), cores=_core_sets(), seconds=seconds, seed=seed)
+        record["sweep"] = [{"setup": one.to_json(), "latency": latency.to_json()} for one, latency in tried]
+
+
+def _core_sets() -> list[tuple[int, ...]]:
+    """Not pinned; pinned to the first one, two, four … cores of this process."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [()]
+    mine = sorted(os.sched_getaffinity(0))
+    return [(), *(tuple(mine[: 2**power]) for power in range(len(mine).bit_length()) if 2**power <= len(mine))]
+
+
+def _graph(file: Path, notes: list[str]) -> OpGraph | None:
+    if file.suffix != ".onnx":
+        notes.append("Only ONNX files show their ops: there is no roofline and no memory plan.")
+        return None
+    from sartor.hardware.onnx_graph import onnx_graph
+
+    try:
+        return onnx_graph(file)
+    except UserError as error:
+        notes.append(f"The ops could not be read, so there is no roofline and no memory plan: {error}")
+        return None
+
+
+def _memory(graph: OpGraph, precision: str, limit_bytes: float | None, record: dict[str, Any]) -> list[Moment]:
+    from sartor.hardware.memory import best_order, peak_bytes, timeline
+
+    size = {"int8": 1, "fp16": 2, "bf16": 2}.get(precision, 4)
+    best, moments = best_order(graph, size), timeline(graph, size)
+    record["memory"] = {
+        "peak_bytes": peak_bytes(graph, size), "best_order_bytes": best.peak_bytes, "exact": best.exact, "limit_bytes": limit_bytes,
+        "timeline": [{"name": moment.name, "bytes": moment.bytes} for moment in moments],
+    }  # fmt: skip
+    return moments
+
+
+def _roofline(
+    graph: OpGraph, device: str, spec: Any, precision: str, setup: Setup, record: dict[str, Any], notes: list[str]
+) -> tuple[Roofline | None, list[OpTime]]:
+    from sartor.hardware.devices import HOST
+    from sartor.hardware.profile import Layer, match
+
+    try:
+        model = host_roofline(precision, setup.threads, spec) if device == HOST else device_roofline(spec, precision, setup.threads)
+    except UserError as error:
+        notes.append(f"There is no roofline: {error}")
+        record["roofline"] = None
+        return None, []
+    if device == HOST and setup.runtime != model.runtime:
+        model = replace(model, runtime=setup.runtime, quality=None, networks=0)
+    times = model.times(graph)
+    found = [Layer(layer["name"], layer["type"], layer["latency_us"]) for layer in record["layers"]]
+    measured = match([one.op for one in times], found, setup.runtime)
+    record["roofline"] = {
+        "model": model.to_json(),
+        "latency_ms": model.predict(graph),
+        "quality": None if model.quality is None else asdict(model.quality),
+        "ops": [
+            {"name": one.op.name, "kind": one.op.kind, "us": one.us, "bound": one.bound, "flops": one.flops, "bytes": one.bytes,
+             "measured_us": us}
+            for one, us in zip(times, measured, strict=True)
+        ],
+    }  # fmt: skip
+    if not model.calibrated:
+        notes.append("The roofline is not calibrated on measured networks: it says what bounds an op, not how long it takes.")
+    return model, times
+
+
+def device_roofline(spec: Any, precision: str, threads: int) -> Roofline:
+    """The model of a described device: as calibrated and kept for it, otherwise from its file."""
+    from sartor.hardware.roofline import Roofline
+
+    return load_roofline(spec.name, precision, threads) or Roofline.of(spec, precision, min(threads, spec.cores))
+
+
+def host_roofline(precision: str, threads: int, spec: Any = None) -> Roofline:
+    """The model of this machine: as kept (calibrated or probed before), from its device file where that has peaks, or probed now."""
+    from sartor.hardware.device import host
+    from sartor.hardware.peaks import probe_roofline
+    from sartor.hardware.roofline import Roofline
+
+    asked = precision if precision in ("fp32", "int8") else "fp32"
+    key = host(asked, threads).fingerprint
+    kept = load_roofline(key, asked, threads)
+    if kept is not None:
+        return kept
+    if spec is not None and asked in spec.peak_ops_per_s and spec.bandwidth_bytes_per_s is not None:
+        return Roofline.of(spec, asked, threads, runtime="onnxruntime")
+    model = probe_roofline(asked, threads, lanes=1 if spec is None else spec.lanes.get(asked, 1))
+    save_roofline(model, key, threads)
+    return model
+
+
+def _roofline_file(key: str, precision: str, threads: int) -> Path:
+    base = os.environ.get("SARTOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sartor"
+    return Path(base) / "rooflines" / f"{key}-{precision}-{threads}.json"
+
+
+def save_roofline(model: Roofline, key: str, threads: int = 1) -> Path:
+    """Keep a model for a device: `key` is its name, or the fingerprint of this machine's identity."""
+    from sartor.report.files import write_atomically
+
+    path = _roofline_file(key, model.precision, threads)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(model.to_json()).encode())
+    return path
+
+
+def load_roofline(key: str, precision: str, threads: int = 1) -> Roofline | None:
+    """The model kept for a device, None when there is none that can be read."""
+    from sartor.hardware.roofline import Roofline
+
+    path = _roofline_file(key, precision, threads)
+    try:
+        return Roofline.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def _table(graph: OpGraph, precision: str, threads: int) -> dict[str, Any] | None:
+    """What this machine's latency table says, and how good it was on networks left out of its calibration. None without entries."""
+    if precision not in ("fp32", "int8"):
+        return None
+    from sartor.hardware.device import host
+    from sartor.hardware.table import LatencyTable
+
+    identity = host(precision, threads)
+    path = _table_path(identity)
+    if not path.is_file():
+        return None
+    table = LatencyTable(path, identity)
+    try:
+        latency_ms = table.predict(graph)
+    except UserError:
+        return None  # it lacks ops of this network, and nothing is guessed
+    finally:
+        table.close()
+    found = table.calibration.quality
+    verdict = "unknown: it was not calibrated on measured networks" if found is None else _verdict(found)
+    return {"latency_ms": latency_ms, "quality": None if found is None else asdict(found), "verdict": verdict}
+
+
+def _table_path(identity: Identity) -> Path:
+    base = os.environ.get("SARTOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sartor"
+    return Path(base) / "tables" / f"{identity.fingerprint}.sqlite"
+
+
+def _verdict(found: Any) -> str:
+    from sartor.predictors.latency.judgement import judge_quality
+
+    return judge_quality(found).sentence()
