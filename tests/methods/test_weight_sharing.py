@@ -121,6 +121,23 @@ def test_limits_hold_where_a_network_derives_by_a_rule_of_its_own() -> None:
     assert arch in net.space and 0.85 * 0.8 * free <= float(cost(arch)) <= 0.8 * free
 
 
+def test_the_limits_of_a_search_become_a_target_and_a_condition() -> None:
+    from sartor.goals import Goals, parse_limit
+    from sartor.methods.limits import goal_limit
+
+    net = elastic_net()
+    macs, latency = Cost.of_macs(net.space, net.factors()), Cost("latency_ms", [], constant=0.1)
+    goals = Goals(("accuracy",), (parse_limit("accuracy>=0.5"), parse_limit("peak_bytes<=1KB"), parse_limit("macs<=20K")))
+    found = goal_limit(goals, [macs, latency], net.costs)
+    assert found["cost"] is macs and found["target"] == 20_000
+    costs = {arch: net.costs(arch) for arch in (net.space.sample(np.random.default_rng(i)) for i in range(50))}
+    assert {found["accept"](arch) for arch in costs} == {c["peak_bytes"] <= 1024 and c["macs"] <= 20_000 for c in costs.values()}
+    assert all(found["accept"](arch) == (c["peak_bytes"] <= 1024 and c["macs"] <= 20_000) for arch, c in costs.items())
+    fast = goal_limit(Goals(("accuracy",), (parse_limit("throughput>=500"),)), [macs, latency])
+    assert fast["cost"] is latency and fast["target"] == pytest.approx(2.0)
+    assert goal_limit(Goals(("accuracy",)), [macs]) == {} == goal_limit(Goals(("accuracy",), goals.limits[:2]), [macs])
+
+
 def _edge_tables(net: DartsNet, price: dict[str, float]) -> list[Any]:
     """The price of an edge's operation, where the edge is among its node's inputs."""
     from sartor.recipes.elimination import Potential

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sartor.arch import Arch, Space
+    from sartor.goals import Goals
     from sartor.recipes.bilevel import SearchData, SearchResult
     from sartor.recipes.cost_term import Cost
 
@@ -53,6 +54,33 @@ def limited(
     bounded.derive = derive
     term = Lifted(Target(cost, target, rate=rate, rho=rho), lambda mixture: lifted(space, mixture, normalised=True))
     return method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
+
+
+def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Mapping[str, float]] | None = None) -> dict[str, Any]:
+    """The limits of a search as settings of :func:`limited`: ``limited(gdas, net, data, **goal_limit(goals, costs, job.predicted))``.
+
+    The first limit that has a cost among `costs` (by metric; a throughput by its latency) is pressed for in the loss; all limits on what
+    `figures` predicts, and it predicts every kind of cost, must hold for what is derived. Limits on accuracy are left to others.
+
+    Returns:
+        `cost`, `target` and `accept`; empty where no limit has a cost.
+    """
+    known = {cost.name: cost for cost in costs}
+    found: dict[str, Any] = {}
+    for limit in goals.limits:
+        name = "latency_ms" if limit.metric == "throughput" else limit.metric
+        if name in known and (limit.upper or limit.metric == "throughput"):
+            found = {"cost": known[name], "target": 1e3 / limit.bound if limit.metric == "throughput" else limit.bound}
+            break
+    if found and figures is not None:
+        predict = figures
+
+        def accept(arch: Arch) -> bool:
+            values = predict(arch)
+            return all(limit.excess(values) <= 0 for limit in goals.limits if limit.key in values)
+
+        found["accept"] = accept
+    return found
 
 
 def derivation_within(
@@ -101,4 +129,4 @@ def lifted(space: Space, mixture: Strengths, *, normalised: bool = False) -> dic
     return found
 
 
-__all__ = ["derivation_within", "lifted", "limited"]
+__all__ = ["derivation_within", "goal_limit", "lifted", "limited"]
