@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
         import onnxruntime  # noqa: F401  # what every task needs is the base that the memory limit comes on top of
 
         _limit(memory, cpu, size)
+        emit({"event": "ready"})
         emit({"event": "result", **carry_out(check_order(json.loads((folder / "order.json").read_text())), folder, emit)})
     except MemoryError:
         emit({"event": "error", "kind": "memory", "message": "the model needs more memory than the agent allows"})

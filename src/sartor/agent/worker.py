@@ -32,7 +32,8 @@ class Limits:
     seconds: float = 120.0
 
     def wall(self, order: Order) -> float:
-        return START_S + 2 * order.seconds + self.seconds * order.models
+        """Longest time for an order in seconds, once its process is ready."""
+        return 2 * order.seconds + self.seconds * order.models
 
 
 class Stopped(Exception):
@@ -57,7 +58,7 @@ def carry_out(order: Order, folder: Path, limits: Limits, emit: Callable[[Event]
     reader = threading.Thread(target=_read, args=(child.stdout, lines, 4 * limits.upload_bytes + _LINE), daemon=True)
     reader.start()
     try:
-        return _relay(lines, child, time.monotonic() + wall, emit, stop)
+        return _relay(lines, child, wall, emit, stop)
     finally:
         child.kill()
         child.wait()
@@ -68,9 +69,10 @@ def carry_out(order: Order, folder: Path, limits: Limits, emit: Callable[[Event]
 
 
 def _relay(
-    lines: queue.Queue[bytes], child: subprocess.Popen[bytes], deadline: float, emit: Callable[[Event], None], stop: threading.Event
+    lines: queue.Queue[bytes], child: subprocess.Popen[bytes], wall: float, emit: Callable[[Event], None], stop: threading.Event
 ) -> Event:
     said = time.monotonic()
+    deadline = said + START_S
     while True:
         if stop.is_set():
             raise Stopped
@@ -89,6 +91,9 @@ def _relay(
             return _gone(child)
         if event["event"] in ("result", "error"):
             return event
+        if event["event"] == "ready":
+            deadline = time.monotonic() + wall
+            continue
         emit(event)
         said = time.monotonic()
 
