@@ -19,17 +19,27 @@ def mobile(size: int) -> MobileSpec:
     kinds = ("mbconv", "conv")
     stages = [
         Stage((8, 16), (1, 2), 1, kinds, (3,), (1, 2)),
-        Stage((16, 24, 32), (1, 2, 3), 2, kinds, (3, 5), (1, 2, 4)),
-        Stage((32, 48, 64), (1, 2, 3), 2, kinds, (3, 5), (1, 2, 4), ses=(False, True)),
+        Stage((16, 24, 32), (1, 2, 3), 2, kinds, _kernels(size, 1, 5), (1, 2, 4)),
+        Stage((32, 48, 64), (1, 2, 3), 2, kinds, _kernels(size, 2, 5), (1, 2, 4), ses=(False, True)),
     ]
+    last: dict[str, Any] = {"acts": ("relu", "hardswish"), "ses": (False, True)}
     if size >= 48:
-        stages.append(Stage((64, 96, 128), (1, 2, 3), 2, ("mbconv",), (3, 5), (3, 4, 6), ("relu", "hardswish"), (False, True)))
+        stages.append(Stage((64, 96, 128), (1, 2, 3), 2, ("mbconv",), _kernels(size, 3, 5), (3, 4, 6), **last))
     if size >= 96:
-        stages.append(Stage((128, 160, 192), (1, 2, 3), 2, ("mbconv",), (3, 5, 7), (3, 4, 6), ("relu", "hardswish"), (False, True)))
+        stages.append(Stage((128, 160, 192), (1, 2, 3), 2, ("mbconv",), _kernels(size, 4, 7), (3, 4, 6), **last))
     strides = (1, 2) if size < 96 else (2,)
     resolutions = tuple(sorted({size, max(16, make_divisible(0.75 * size, 4))}))
     heads = (64, 128, 192) if size < 48 else (128, 256, 512)
     return MobileSpec("mobile", tuple(stages), (8, 16, 24), strides, "relu", heads, "relu", resolutions=resolutions)
+
+
+def _kernels(size: int, halvings: int, most: int) -> tuple[int, ...]:
+    """Kernels up to `most`; those beyond 3 only where they fit into the map after the stem's stride and so many halvings.
+
+    Taps beyond the map fall on padding alone, and the backward pass of such a depthwise convolution is twenty times as slow.
+    """
+    room = size // 2 ** (halvings + 1)
+    return tuple(k for k in (3, 5, 7) if k == 3 or k <= min(most, room))
 
 
 def _tiny() -> MobileSpec:
