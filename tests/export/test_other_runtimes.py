@@ -1,0 +1,74 @@
+"""The exporters for ExecuTorch and LiteRT, run where their extras are installed, and their refusals where they are not."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sartor.errors import UserError
+from sartor.export.executorch import to_executorch
+from sartor.export.litert import to_tflite
+from sartor.export.pt2e import ready, require
+from sartor.hardware.measure import measure
+from sartor.hardware.runtimes import Setup, load
+
+SHAPE = (3, 16, 16)
+CASES = [
+    pytest.param(to_executorch, "executorch", ".pte", marks=pytest.mark.skipif(find_spec("executorch") is None, reason="no executorch")),
+    pytest.param(to_tflite, "litert", ".tflite", marks=pytest.mark.skipif(find_spec("litert_torch") is None, reason="no litert")),
+]
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6(), nn.Conv2d(8, 8, 3, 1, 1, groups=8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("exporter", "runtime", "suffix"), CASES)
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_file_computes_what_the_module_computes(
+    exporter: type, runtime: str, suffix: str, precision: str, tmp_path: Path
+) -> None:  # fmt: skip
+    module = net()
+    images = np.random.default_rng(0).standard_normal((32, *SHAPE)).astype(np.float32)
+    path = exporter(module, SHAPE, tmp_path / f"net{suffix}", images if precision == "int8" else None)
+    loaded = load(path, Setup(runtime, precision))
+    found = np.concatenate([loaded.infer(image[None]) for image in images])
+    with torch.no_grad():
+        expected = module(torch.from_numpy(images)).numpy()
+    if precision == "fp32":
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
+    else:
+        assert np.abs(found - expected).mean() < 0.1 * np.abs(expected).mean()
+    assert measure(path, setup=Setup(runtime, precision), seconds=0.05).p50 > 0
+
+
+@pytest.mark.parametrize(
+    ("exporter", "package", "extra"), [(to_executorch, "executorch", "executorch"), (to_tflite, "litert_torch", "litert")]
+)
+def test_a_missing_extra_is_named(exporter: type, package: str, extra: str, tmp_path: Path) -> None:
+    if find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(UserError, match=rf"pip install 'sartor\[{extra}\]'"):
+        exporter(net(), SHAPE, tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_is_copied_and_the_shape_checked() -> None:
+    module = net().train()
+    twin, example = ready(module, SHAPE, 2)
+    assert example.shape == (2, *SHAPE) and not twin.training and module.training
+    with pytest.raises(UserError, match="positive batch"):
+        ready(module, (3, 0, 4), 1)
+    with pytest.raises(UserError, match="needs nothing"):
+        require({"no_such_package": "nothing"}, "x", "it")
+    require({"torch": "torch"}, "x", "it")
