@@ -189,9 +189,10 @@ def test_ofa_shrinks_then_specialises_for_other_limits_without_training() -> Non
         methods.ofa(cell_net(), blobs(), steps=6)
 
 
-def test_bignas_selects_from_coarse_to_fine() -> None:
+def test_bignas_selects_from_coarse_to_fine_and_may_check_its_ranking() -> None:
     net = elastic_net()
-    result = methods.bignas(net, blobs(), evaluations=14, coarse=8, steps=3, batch=16)
+    result = methods.bignas(net, blobs(), evaluations=14, coarse=8, steps=3, batch=16, ranks=3, rank_epochs=1)
+    assert "of 3 networks: Kendall's tau" in result.notes[0]
     grid, fine = result.trials[:8], result.trials[8:]
     for trial in grid:  # all choices of a kind have the same relative size
         on = net.space.active(trial.arch)

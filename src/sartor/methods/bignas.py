@@ -17,7 +17,7 @@ def bignas(net: Any, data: Any, *, coarse: int = 100, **settings: Any) -> OneSho
     Args:
         net: a searchable network; it is copied.
         coarse: points of the grid; the other evaluations are mutations.
-        settings: `limits`, `costs`, `evaluations`, `images`, `history`, `on_trial` of :class:`sartor.methods.oneshot.Exploring`; the rest
+        settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `evaluations`, `ranks` ...); the rest
             of :func:`sartor.recipes.sandwich.train_sandwich`. Of a budget in seconds, training takes four fifths.
     """
     from sartor.methods import oneshot

@@ -17,8 +17,8 @@ def ofa(net: Any, data: Any, *, rounds: int = 30, **settings: Any) -> OneShotRes
     Args:
         net: a searchable network with choices of kernel, depth, expand or width; it is copied.
         rounds: generations of 100 on the predictor.
-        settings: `limits`, `costs`, `evaluations` (100: four fifths for the predictor), `images`, `history`, `on_trial` of
-            :class:`sartor.methods.oneshot.Exploring`; the rest of :func:`sartor.recipes.shrinking.train_shrinking`. Of a budget in seconds,
+        settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `ranks` ...; `evaluations` is 100, of which four fifths
+            teach the predictor); the rest of :func:`sartor.recipes.shrinking.train_shrinking`. Of a budget in seconds,
             training takes four fifths.
     """
     from sartor.methods import oneshot
@@ -53,5 +53,6 @@ def specialise(result: OneShotResult, data: Any, *, rounds: int = 30, seed: int 
 
 def _taken(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of the exploration, taken out of the others."""
-    names = ("limits", "costs", "evaluations", "images", "history", "on_trial")
-    return {name: settings.pop(name) for name in names if name in settings}
+    from sartor.methods.oneshot import EXPLORING
+
+    return {name: settings.pop(name) for name in EXPLORING if name in settings}

@@ -15,6 +15,7 @@ from sartor.methods.parts import BUDGETS, copied, relaxed_space, with_defaults
 from sartor.predictors.accuracy import fit
 from sartor.recipes.bilevel import SearchResult
 from sartor.recipes.cost_term import Cost, mnasnet_reward
+from sartor.recipes.doctor import probe_ranks, rank_disorder
 from sartor.recipes.one_shot import Exploration, OneShotResult, check_limits, coarse_to_fine, evolve, sub_net_metrics
 from sartor.recipes.projection import Accept
 from sartor.recipes.sandwich import train_sandwich
@@ -27,6 +28,10 @@ from sartor.trial import Trial
 TRAINING = 0.8
 
 
+#: settings that belong to the exploration, not to the training
+EXPLORING = ("limits", "costs", "evaluations", "images", "history", "on_trial", "ranks", "rank_epochs")
+
+
 @dataclass(frozen=True)
 class Exploring:
     """How the trained supernet is searched.
@@ -37,6 +42,8 @@ class Exploring:
         evaluations: sub-nets to evaluate.
         images: validation images for each; None for all.
         history, on_trial: as in :class:`sartor.recipes.one_shot.Exploration`.
+        ranks: networks to train by themselves after the supernet, at least 3, for the rank correlation in the result's notes; 0 for none.
+        rank_epochs: of each of these trainings.
     """
 
     limits: Sequence[str | Limit] = ()
@@ -45,11 +52,15 @@ class Exploring:
     images: int | None = 1000
     history: Sequence[Trial] = ()
     on_trial: Callable[[Trial], None] | None = None
+    ranks: int = 0
+    rank_epochs: float = 2.0
     goals: Goals = field(init=False)
 
     def __post_init__(self) -> None:
         if self.evaluations < 1:
             raise UserError(f"evaluations= must be at least 1, got {self.evaluations}")
+        if self.ranks and self.ranks < 3:
+            raise UserError(f"ranks= must be 0 or at least 3 networks, got {self.ranks}")
         parsed = tuple(limit if isinstance(limit, Limit) else parse_limit(limit) for limit in self.limits)
         check_limits(parsed, self.costs)
         object.__setattr__(self, "goals", Goals(("accuracy",), parsed))
@@ -57,8 +68,7 @@ class Exploring:
 
 def exploring(settings: dict[str, Any]) -> Exploring:
     """Take the settings of the exploration out of a method's settings."""
-    names = ("limits", "costs", "evaluations", "images", "history", "on_trial")
-    return Exploring(**{name: settings.pop(name) for name in names if name in settings})
+    return Exploring(**{name: settings.pop(name) for name in EXPLORING if name in settings})
 
 
 def budgeted(settings: Mapping[str, Any], **paper: Any) -> tuple[dict[str, Any], float | None]:
@@ -81,8 +91,19 @@ def concluded(
     notes: tuple[str, ...] = ()
     if not how.goals.feasible(best.metrics):
         notes = (f"no evaluated architecture keeps {' and '.join(map(str, how.goals.limits))}; the nearest is given",)
+    notes += _rank_notes(net, data, how, seed)
     spent = trained.seconds + math.fsum(t.seconds for t in explore.trials)
     return OneShotResult(best.arch, best.metrics, tuple(explore.trials), trained.steps, spent, net, notes=notes)
+
+
+def _rank_notes(net: Any, data: Any, how: Exploring, seed: int) -> tuple[str, ...]:
+    """What a check of the ranking came to, and the doctor's advice if it is bad."""
+    if not how.ranks:
+        return ()
+    found = probe_ranks(net, data, nets=how.ranks, images=how.images, seed=seed, epochs=how.rank_epochs)
+    tau, finding = found.kendall_tau, rank_disorder(found)
+    seen = f"shared and stand-alone accuracy of {found.n} networks: Kendall's tau {tau.value:.2f} [{tau.low:.2f}, {tau.high:.2f}]"
+    return (seen, *([str(finding)] if finding else []))
 
 
 def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, samples: int, rounds: int, seed: int) -> Trial:

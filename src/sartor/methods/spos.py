@@ -16,7 +16,7 @@ def spos(net: Any, data: Any, *, population: int = 50, **settings: Any) -> OneSh
     Args:
         net: a searchable network; it is copied.
         population: of the evolution.
-        settings: `limits`, `costs`, `evaluations`, `images`, `history`, `on_trial` of :class:`sartor.methods.oneshot.Exploring`; the rest
+        settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `evaluations`, `ranks` ...); the rest
             (a budget, `paths`, `checkpoint` ...) of :func:`sartor.recipes.single_path.train_single_path`. Of a budget in seconds, training
             takes four fifths.
     """
