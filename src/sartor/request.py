@@ -34,6 +34,7 @@ SPACES: Mapping[str, str] = {
     "mnasnet-a1": "one net: MnasNet-A1 (Tan et al. 2019)",
     "proxylessnas-mobile": "one net: ProxylessNAS-Mobile (Cai et al. 2019)",
     "fbnet-c": "one net: FBNet-C (Wu et al. 2019)",
+    "mcu": "microcontrollers: width and picture size are chosen first, by the limits (TinyNAS, Lin et al. 2020)",
     "nasbench201": "the cell of NAS-Bench-201 (Dong & Yang 2020)",
     "darts": "normal and reduction cells of DARTS (Liu et al. 2019)",
     "nasnet": "normal and reduction cells of five blocks (NASNet, Zoph et al. 2018)",
@@ -55,7 +56,7 @@ class SearchRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     data: str = Field(min_length=1, description="digits, fashion-mnist, cifar10, an image folder, a .npz file or module:function")
-    space: str = Field("mobile", description="the name of a search space (see `sartor spaces`)")
+    space: str = Field("mobile", description="the name of a search space (see `sartor spaces`; mcu when left out for a microcontroller)")
     device: str = Field("host", description="the name of a device (see `sartor devices`)")
     precision: Literal["int8", "fp32"] = Field("int8", description="the precision of the delivered model, int8 or fp32")
     threads: int = Field(1, ge=1, description="the number of threads the model will run with, at least 1")
@@ -86,6 +87,8 @@ class SearchRequest(BaseModel):
     @model_validator(mode="after")
     def _whole(self) -> SearchRequest:
         self.goals()
+        if "space" not in self.model_fields_set and self.device != HOST and find(self.device).kind == "mcu":
+            self.space = "mcu"
         if not self.out:
             self.out = f"runs/{_slug(self.data)}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
         return self

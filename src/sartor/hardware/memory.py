@@ -76,7 +76,12 @@ def peak_bytes(
 
 def weight_bytes(graph: OpGraph, bytes_per_weight: int = 1, bytes_per_bias: int = 4) -> int:
     """Bytes of weights and biases (int8 networks keep biases as int32), without scales and file headers."""
-    return sum(op._weights * bytes_per_weight + op._biases * bytes_per_bias for op in graph)
+    return sum(op_weight_bytes(op, bytes_per_weight, bytes_per_bias) for op in graph)
+
+
+def op_weight_bytes(op: Op, bytes_per_weight: int = 1, bytes_per_bias: int = 4) -> int:
+    """Bytes of the weights and biases of one op; see :func:`weight_bytes`."""
+    return op._weights * bytes_per_weight + op._biases * bytes_per_bias
 
 
 def best_order(

@@ -65,12 +65,17 @@ def padding_of(op: Op, axis: int) -> int:
     Raises:
         UserError: if no symmetric padding gives that size.
     """
+    found = _padding(op, axis)
+    if found is None:
+        sizes = f"a size of {op.in_shape[axis]} that becomes {op.out_shape[axis]} (kernel {op.kernel})"
+        raise UserError(f"expected symmetric padding at {op.name or op.kind}, got {sizes}")
+    return found
+
+
+def _padding(op: Op, axis: int) -> int | None:
     reach = op.dilation * (op.kernel - 1)
-    size, out = op.in_shape[axis], op.out_shape[axis]
-    for padding in (reach // 2, *range(reach + 1)):
-        if (size + 2 * padding - reach - 1) // op.stride + 1 == out:
-            return padding
-    raise UserError(f"expected symmetric padding at {op.name or op.kind}, got a size of {size} that becomes {out} (kernel {op.kernel})")
+    fits = (p for p in (reach // 2, *range(reach + 1)) if (op.in_shape[axis] + 2 * p - reach - 1) // op.stride + 1 == op.out_shape[axis])
+    return next(fits, None)
 
 
 def stages(graph: OpGraph) -> Iterator[tuple[int, int]]:
@@ -96,7 +101,8 @@ def _is_local(graph: OpGraph, index: int) -> bool:
     if op.kind not in LOCAL or op.out_shape[1:] == (1, 1):
         return False
     if op.kind in ("conv", "maxpool", "avgpool"):
-        return len(op.inputs) < 2  # one that adds a second map belongs to a runtime's own graph
+        # One that adds a second map belongs to a runtime's own graph; of one with uneven padding the halo is not known.
+        return len(op.inputs) < 2 and _padding(op, 1) is not None and _padding(op, 2) is not None
     shapes = [graph.input_shape if s < 0 else graph.ops[s].out_shape for s in graph.sources(index)]
     return all(shape[1:] == op.out_shape[1:] for shape in shapes)  # nothing is broadcast
 

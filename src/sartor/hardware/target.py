@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sartor.errors import UserError
 from sartor.hardware.device import Identity
 from sartor.hardware.measure import Measurement
 from sartor.hardware.pace import QuietTime
 
 if TYPE_CHECKING:
     from sartor.hardware._lower import Quantize
+    from sartor.hardware.modelled import ModelTable
     from sartor.hardware.table import LatencyTable
 
 Feeds = Mapping[str, np.ndarray]
@@ -46,8 +46,8 @@ class Device(Protocol):
     ) -> list[Measurement]:  # fmt: skip
         """Latencies of several ONNX files in interleaved rounds, as `sartor.hardware.measure.measure_many`."""
 
-    def table(self, path: Path | str, identity: Identity, quantize: Quantize | None = None) -> LatencyTable:
-        """The device's latency table at `path`, which measures on this device what it lacks."""
+    def table(self, path: Path | str, identity: Identity, quantize: Quantize | None = None) -> LatencyTable | ModelTable:
+        """The device's latency table at `path`, which measures on this device what it lacks; a roofline where nothing is measured."""
 
 
 class Bench(Protocol):
@@ -68,7 +68,8 @@ class Bench(Protocol):
 def open_device(name: str, *, progress: Progress | None = None) -> Device:
     """The device of that name, ready to measure. `progress` hears of waiting for one that does not answer.
 
-    Raises UserError for an unknown name, and for a device that is only described: it has no agent that could measure.
+    A device that is only described, without an agent that could measure, is modelled by its roofline: its `measured` is False. Raises
+    UserError for an unknown name.
     """
     from sartor.hardware.devices import HOST, find
 
@@ -81,7 +82,6 @@ def open_device(name: str, *, progress: Progress | None = None) -> Device:
         from sartor.hardware.remote import RemoteDevice
 
         return RemoteDevice(spec, progress=progress)
-    raise UserError(
-        f"device: {name!r} is described, but nothing can be measured on it: start `sartor agent` on a board and add it with "
-        f"`sartor devices add NAME --url URL --like {name}`."
-    )
+    from sartor.hardware.modelled import ModelledDevice
+
+    return ModelledDevice(spec)

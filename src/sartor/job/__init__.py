@@ -68,6 +68,7 @@ def _phases(job: Job) -> dict[str, Any]:
     from sartor.evaluators.supernet import SupernetEvaluator
     from sartor.job import explore, finish, ladder, limits
     from sartor.job.conclude import conclude, partial
+    from sartor.job.device_space import fit_device
     from sartor.job.first import first_model
     from sartor.job.sizing import fit_space
     from sartor.recipes.checkpoint import load_weights
@@ -78,6 +79,7 @@ def _phases(job: Job) -> dict[str, Any]:
         return conclude(job, [], ladder.climb(job), [])
     if job.request.weights and "supernet" not in job.state:
         load_weights(job.net, job.request.weights)  # unfit weights are refused before anything is measured
+    fit_device(job)
     if "attainable" not in job.state:
         limits.check_attainable(job)
         job.state.put("attainable")

@@ -15,6 +15,7 @@ from sartor.deploy.card import plain, write_card
 from sartor.deploy.verify import Files, broken, verify
 from sartor.goals import QUIET
 from sartor.job.context import Job, timings
+from sartor.job.device_space import notes as device_notes
 from sartor.job.finish import reload
 from sartor.job.ladder import rung
 from sartor.job.state import write_json
@@ -60,6 +61,7 @@ def _measure(job: Job, records: Sequence[Record]) -> None:
         record["latency"] = clock.to_json()
         record["metrics"].pop(f"latency_ms{QUIET}", None)  # that of the single file, unless there is one of this run
         record["metrics"].update(timings(clock))
+        record["metrics"].update(job.energies(record.get("energy", {}).get("dynamic_mj"), clock.p50))
 
 
 def _mark_front(job: Job, models: Sequence[Record]) -> None:
@@ -149,7 +151,9 @@ def _write(
             "table": job.state.facts.get("table", {}),
             "predictor": job.state.facts.get("screen", {}).get("predictor", {}),
             "explanation": _explanation(job) if whole else [],
-            "notes": [*filter(None, [job.state.facts.get("sizing", {}).get("note")]), *notes],
+            "notes": [*device_notes(job), *filter(None, [job.state.facts.get("sizing", {}).get("note")]), *notes],
+            "restriction": job.state.facts.get("restriction", {}).get("removed", []),
+            "chosen_space": job.state.facts.get("space", {}),
             "versions": {name: version(name) for name in ("sartor", "torch", "onnxruntime", "numpy")},
             "request": job.request.model_dump(),
         }

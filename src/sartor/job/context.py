@@ -16,21 +16,30 @@ from sartor.arch import Arch
 from sartor.data import Dataset, Policy, default_policy, load
 from sartor.errors import UserError
 from sartor.export.onnx import to_onnx
-from sartor.export.quantize import quantize
-from sartor.goals import QUIET, Goals
+from sartor.export.quantize import quantisation, quantize
+from sartor.goals import QUIET, Goals, Limit
+from sartor.hardware.arena import place
 from sartor.hardware.cost import CostModel, Factor
 from sartor.hardware.device import Identity
-from sartor.hardware.graph import trace
+from sartor.hardware.devices import HOST, find
+from sartor.hardware.energy import EnergyModel, energy_model, has_energy
+from sartor.hardware.graph import Op, trace
 from sartor.hardware.measure import Measurement
-from sartor.hardware.memory import peak_bytes
+from sartor.hardware.memory import op_weight_bytes, peak_bytes, weight_bytes
+from sartor.hardware.modelled import ModelTable
+from sartor.hardware.spec import DeviceSpec
 from sartor.hardware.table import LatencyTable
 from sartor.hardware.target import Device, open_device
 from sartor.job.plan import Plan
 from sartor.job.state import State
 from sartor.request import SearchRequest
 from sartor.spaces import build
+from sartor.spaces.mcu import mcu
+from sartor.spaces.mobile import MobileNet
 
 Progress = Callable[[str, int, int], None]
+#: Metrics that are known of an exported file only.
+OF_FILES = ("file_bytes", "quantisation_error")
 
 
 def table_path(identity: Identity) -> Path:
@@ -58,7 +67,8 @@ class Job:
     @cached_property
     def data(self) -> Dataset:
         r = self.request
-        data = load(r.data, seed=r.seed, validation=r.validation, limit=r.limit_train, size=r.input_size)
+        size = self.state.facts.get("space", {}).get("size") or r.input_size
+        data = load(r.data, seed=r.seed, validation=r.validation, limit=r.limit_train, size=size)
         if "data" not in self.state:
             self.state.put("data", data.fingerprint)
         elif self.state["data"] != data.fingerprint:
@@ -69,15 +79,29 @@ class Job:
     def policy(self) -> Policy:
         return default_policy(self.data)
 
+    def forget_data(self) -> None:
+        """The pictures are loaded anew, after another size was chosen for them; what depends on them goes as well."""
+        for name in ("data", "policy", "calibration", "net", "factors", "_price", "_flash", "_dynamic_costs"):
+            self.__dict__.pop(name, None)
+        self.state.facts.pop("data", None)
+
+    def build_net(self) -> Any:
+        """The untrained supernet over the whole space of the request."""
+        chosen = self.state.facts.get("space")
+        if chosen is None:
+            return build(self.request.space, self.data.input_shape, len(self.data.classes))
+        return MobileNet(mcu(chosen["size"], chosen["multiplier"]), self.data.input_shape, len(self.data.classes))
+
     @cached_property
     def net(self) -> Any:
         import torch
 
         torch.manual_seed(self.request.seed)
-        net = build(self.request.space, self.data.input_shape, len(self.data.classes))
-        kept = self.state.facts.get("sizing", {}).get("keep")
-        if kept:
-            net.space = net.space.restrict(kept)
+        net = self.build_net()
+        for phase in ("restriction", "sizing"):
+            kept = self.state.facts.get(phase, {}).get("keep")
+            if kept:
+                net.space = net.space.restrict(kept)
         return net
 
     def close(self) -> None:
@@ -93,7 +117,13 @@ class Job:
 
     @cached_property
     def goals(self) -> Goals:
-        return self.request.goals()
+        """What was asked; a microcontroller's SRAM and flash are limits where the request sets none."""
+        asked, added = self.request.goals(), list[Limit]()
+        if self.spec is not None and self.spec.kind == "mcu":
+            for metric, size in (("peak_bytes", self.spec.sram_bytes), ("flash_bytes", self.spec.flash_bytes)):
+                if size is not None and all(limit.metric != metric for limit in asked.limits):
+                    added.append(Limit(metric, float(size)))
+        return Goals(asked.objectives, (*asked.limits, *added))
 
     @cached_property
     def plan(self) -> Plan:
@@ -106,11 +136,16 @@ class Job:
         return open_device(self.request.device, progress=self.progress)
 
     @cached_property
+    def spec(self) -> DeviceSpec | None:
+        """The device's file; None for this machine, which is measured rather than described."""
+        return None if self.request.device == HOST else find(self.request.device)
+
+    @cached_property
     def identity(self) -> Identity:
         return self.target.identity(self.request.precision, self.request.threads)
 
     @cached_property
-    def table(self) -> LatencyTable:
+    def table(self) -> LatencyTable | ModelTable:
         return self.target.table(table_path(self.identity), self.identity, partial(quantize, method="minmax"))
 
     @cached_property
@@ -140,15 +175,60 @@ class Job:
         return CostModel(self.factors, self.table.price)
 
     def refresh_prices(self) -> None:
-        """Forget predicted latencies after the table was calibrated anew."""
-        self.__dict__.pop("_price", None)
+        """Forget predicted latencies and energies after the table was calibrated anew."""
+        for name in ("_price", "_dynamic_costs"):
+            self.__dict__.pop(name, None)
 
     def predicted(self, arch: Mapping[str, int]) -> dict[str, float]:
         """Costs of an architecture without building it: params, macs, peak_bytes, and latency_ms by the table."""
         costs: dict[str, float] = dict(self.net.costs(arch))
         costs["peak_bytes"] *= self.bytes_per_value
+        costs["flash_bytes"] = self.flash_bytes(arch)
         latency = float(self._price(arch)) + self.table.session_ms(self.data.input_shape)
-        return {**costs, **timings(latency)}
+        return {**costs, **timings(latency), **self.energies(self.dynamic_mj(arch), latency)}
+
+    def weight_bytes(self, op: Op) -> float:
+        """Bytes of flash that an op's weights and biases take."""
+        return float(op_weight_bytes(op, self.bytes_per_value))
+
+    def flash_bytes(self, arch: Mapping[str, int]) -> float:
+        """Bytes of flash that an architecture's weights and biases take, without building it."""
+        return float(self._flash(arch))
+
+    @cached_property
+    def _flash(self) -> CostModel:
+        return CostModel(self.factors, self.weight_bytes)
+
+    # -- energy, where the device's file tells enough -----------------------------------------------------------------
+
+    @cached_property
+    def energy(self) -> EnergyModel | None:
+        r = self.request
+        return energy_model(self.spec, r.precision) if self.spec is not None and has_energy(self.spec, r.precision) else None
+
+    def _op_mj(self, op: Op) -> float:
+        """Dynamic energy of an op in mJ, at the table's time and the share of the device's cores that work."""
+        assert self.energy is not None and self.spec is not None
+        return self.energy.op_mj(op, self.table.price(op), min(1.0, self.request.threads / self.spec.cores))
+
+    @cached_property
+    def _dynamic_costs(self) -> CostModel:
+        return CostModel(self.factors, self._op_mj)
+
+    def dynamic_mj(self, network: Mapping[str, int] | nn.Module) -> float | None:
+        """Dynamic energy in mJ of an architecture or a plain module; None where the device's energy is not known."""
+        if self.energy is None:
+            return None
+        if isinstance(network, nn.Module):
+            return sum(self._op_mj(op) for op in trace(network, self.data.input_shape))
+        return float(self._dynamic_costs(network))
+
+    def energies(self, dynamic_mj: float | None, latency_ms: float) -> dict[str, float]:
+        """energy_mj and edp of an inference of `latency_ms`; nothing where the device's energy is not known."""
+        if dynamic_mj is None or self.energy is None:
+            return {}
+        total = dynamic_mj + self.energy.static_w * latency_ms
+        return {"energy_mj": total, "edp": total * latency_ms}
 
     # -- exported files -----------------------------------------------------------------------------------------------
 
@@ -170,10 +250,22 @@ class Job:
         return self.target.measure_many(files, threads=r.threads, seconds=seconds, seed=r.seed, patience=patience, progress=progress)
 
     def graph_figures(self, module: nn.Module) -> dict[str, float]:
-        """Exact params, macs and peak_bytes of a plain module."""
-        graph = trace(module, self.data.input_shape)
-        numel = float(sum(p.numel() for p in module.parameters()))
-        return {"params": numel, "macs": float(graph.macs), "peak_bytes": float(peak_bytes(graph, self.bytes_per_value))}
+        """Exact params, macs, flash_bytes and peak_bytes of a plain module; for a microcontroller the latter is the whole arena's size."""
+        graph, size = trace(module, self.data.input_shape), self.bytes_per_value
+        planned = place(graph, size).bytes if self.spec is not None and self.spec.kind == "mcu" else peak_bytes(graph, size)
+        return {
+            "params": float(sum(p.numel() for p in module.parameters())),
+            "macs": float(graph.macs),
+            "peak_bytes": float(planned),
+            "flash_bytes": float(weight_bytes(graph, size)),
+        }
+
+    def file_figures(self, file: Path) -> dict[str, float]:
+        """file_bytes of an exported file and, of an int8 one, the largest quantisation_error of its layers."""
+        figures = {"file_bytes": float(file.stat().st_size)}
+        if self.request.precision == "int8":
+            figures["quantisation_error"] = max(quantisation(file)["weight_error"].values(), default=0.0)
+        return figures
 
     def layers(self, module: nn.Module) -> list[dict[str, Any]]:
         """The fused layers of a plain module, each with its latency by the table, for the report."""

@@ -20,7 +20,8 @@ from sartor.evaluators.supernet import SupernetEvaluator
 from sartor.goals import Goals
 from sartor.hardware.device import cores
 from sartor.hardware.graph import Op, trace
-from sartor.job.context import Job, timings
+from sartor.hardware.table import LatencyTable
+from sartor.job.context import OF_FILES, Job, timings
 from sartor.predictors.accuracy import Predictor, fit
 from sartor.recipes.sandwich import train_sandwich
 from sartor.searchers import make_searcher
@@ -43,7 +44,7 @@ def build_table(job: Job) -> None:
     with job.state.timing("table"):
         added = job.table.ensure(_space_ops(job), input_shapes=[job.data.input_shape], progress=job.progress)
     with job.state.timing("calibration"):
-        quality = _calibrate(job)
+        quality = _calibrate(job) if isinstance(job.table, LatencyTable) else {}
     job.refresh_prices()
     job.state.put("table", {"added": added, "entries": len(job.table.entries), "path": str(job.table.path), "quality": quality})
 
@@ -160,7 +161,7 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
         guesses: list[dict[str, float]] = []
         means, _ = predictor.predict(job.net.space.encode(pool))
         for number, (arch, mean) in enumerate(zip(pool, means, strict=True)):
-            guesses.append({**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), "file_bytes": 0.0})
+            guesses.append({**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), **dict.fromkeys(OF_FILES, 0.0)})
             if number % 500 == 0:
                 job.progress("screen", number, len(pool))
         job.progress("screen", len(pool), len(pool))
@@ -175,9 +176,9 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
 
 
 def _without_file(goals: Goals) -> Goals:
-    """File sizes are known only of files; screening leaves that limit to the measured stage."""
-    objectives = tuple(o for o in goals.objectives if o != "file_bytes") or ("accuracy",)
-    return Goals(objectives, tuple(limit for limit in goals.limits if limit.metric != "file_bytes"))
+    """What is known only of files is left by screening to the measured stage."""
+    objectives = tuple(o for o in goals.objectives if o not in OF_FILES) or ("accuracy",)
+    return Goals(objectives, tuple(limit for limit in goals.limits if limit.metric not in OF_FILES))
 
 
 def _learn(job: Job, accuracy: SupernetEvaluator) -> Predictor:
@@ -226,17 +227,23 @@ def _for_seconds(
 
 
 def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[Trial]:
-    """The second stage: supernet accuracy and measured latency of every candidate's exported file, NSGA-II from the screened front."""
+    """The second stage: supernet accuracy and measured latency of every candidate's exported file, NSGA-II from the screened front.
+
+    On a device that is only modelled there is nothing to measure: files are exported only where a goal is a figure of files.
+    """
+    files = job.target.measured or _without_file(job.goals) != job.goals
 
     def evaluate(arch: Arch) -> dict[str, float]:
         found = accuracy(arch)
+        if not files:
+            return {**found, **job.predicted(arch)}
         module = job.net.extract(arch).eval()
         with tempfile.TemporaryDirectory() as folder:
             file = job.export(module, Path(folder), quick=True)
             clock = job.clock(file, 0.25)
-            size = float(file.stat().st_size)
-        costs = {k: v for k, v in job.predicted(arch).items() if k in ("params", "macs", "peak_bytes")}
-        return {**found, **costs, **timings(clock), "file_bytes": size}
+            figures = job.file_figures(file)
+        costs = {k: v for k, v in job.predicted(arch).items() if k in ("params", "macs", "peak_bytes", "flash_bytes")}
+        return {**found, **costs, **timings(clock), **job.energies(job.dynamic_mj(arch), clock.p50), **figures}
 
     space, goals, strategy = job.net.space, job.goals, job.request.strategy
     settings: dict[str, Any] = {}

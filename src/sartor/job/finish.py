@@ -19,6 +19,8 @@ from sartor.deploy.card import plain
 from sartor.deploy.verify import accuracy_of, broken
 from sartor.export.source import save_source
 from sartor.goals import Goals
+from sartor.hardware.graph import trace
+from sartor.hardware.schedule import memory_plan
 from sartor.job.context import Job, timings
 from sartor.job.explore import batch_size, load_weights, save_weights
 from sartor.job.workers import Task, module_of, share_seconds, train_all, trained
@@ -116,10 +118,11 @@ def export_record(
         float_file = part / "model_fp32.onnx"
         fp32 = accuracy_of(float_file, job.data.validation.batches(256)) if float_file.is_file() else validation
         clock = job.clock(file, 1.0)
-        layers = job.layers(module)
+        layers, memory = job.layers(module), memory_plan(trace(module, job.data.input_shape), job.bytes_per_value)
         predicted = {**predicted, "latency_ms": job.table_latency(module)}
         metrics = {
-            **job.graph_figures(module), **timings(clock), "file_bytes": float(file.stat().st_size), **validation,
+            **job.graph_figures(module), **timings(clock), **job.energies(dynamic := job.dynamic_mj(module), clock.p50),
+            **job.file_figures(file), **validation,
         }  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
@@ -128,6 +131,7 @@ def export_record(
     return {
         "name": name, "origin": origin, "arch": labels, "file": f"models/{name}/model.onnx", "metrics": metrics, "latency": clock.to_json(),
         "predicted": predicted, "validation": {**validation, "accuracy_fp32": fp32["accuracy"]}, "training": training, "layers": layers,
+        "memory": memory, **({} if dynamic is None else {"energy": {"dynamic_mj": dynamic, "validated": False}}),
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sartor.deploy.verify import broken
 from sartor.job.conclude import partial
-from sartor.job.context import Job
+from sartor.job.context import OF_FILES, Job
 from sartor.job.finish import make
 from sartor.job.workers import Task
 
@@ -19,7 +19,7 @@ def first_model(job: Job) -> None:
     rng = job.rng(3)
     light = 0.3 * job.net.costs(job.net.largest)["macs"]
     pool = [job.net.smallest, *(job.net.space.sample(rng) for _ in range(300))]
-    limits = [limit for limit in job.goals.limits if limit.metric not in ("accuracy", "top5", "file_bytes")]
+    limits = [limit for limit in job.goals.limits if limit.metric not in ("accuracy", "top5", *OF_FILES)]
     costs = [(job.predicted(arch), arch) for arch in pool]
     fitting = [(c, a) for c, a in costs if c["macs"] <= light and all(limit.excess(c) <= -0.05 for limit in limits)]
     if not fitting:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from sartor.job.context import Job
+from sartor.job.device_space import feasible
 from sartor.job.explore import batch_size
 from sartor.job.finish import make
 from sartor.job.workers import Task, module_of, share_seconds, train_all
 from sartor.spaces.mobile import MobileNet, MobileSpec
 from sartor.spaces.published import fit_to, mobilenet_v2, mobilenet_v3
 from sartor.spaces.small import resnet
+
+_SCALES = (1.4, 1.0, 0.75, 0.5, 0.35, 0.25, 0.2, 0.15, 0.1)  # width multipliers of MobileNetV2
 
 
 def rungs(size: int) -> dict[str, MobileSpec]:
@@ -28,9 +32,25 @@ def rungs(size: int) -> dict[str, MobileSpec]:
     return found
 
 
+def ladder_of(job: Job) -> dict[str, MobileSpec]:
+    """The rungs of a run. For a microcontroller it is one: MobileNetV2 at the largest width that keeps the run's memory limits, which then
+    gets all of the ladder's training time."""
+    size = min(job.data.input_shape[1:])
+    if job.spec is None or job.spec.kind != "mcu":
+        return rungs(size)
+    keeps = feasible(job)
+    for multiplier in _SCALES:
+        spec = fit_to(mobilenet_v2(multiplier), size)
+        with torch.device("meta"):
+            net = MobileNet(spec, job.data.input_shape, len(job.data.classes))
+        if keeps(net, net.largest):
+            return {f"mobilenet-v2-{multiplier:g}": spec}
+    return {}
+
+
 def rung(job: Job, name: str) -> nn.Module:
     """The plain network of one rung, freshly initialised."""
-    net = MobileNet(rungs(min(job.data.input_shape[1:]))[name], job.data.input_shape, len(job.data.classes))
+    net = MobileNet(ladder_of(job)[name], job.data.input_shape, len(job.data.classes))
     return net.extract(net.largest)
 
 
@@ -38,7 +58,7 @@ def climb(job: Job) -> list[dict[str, Any]]:
     """Train every rung from scratch, all for the same number of images, in the ladder's share of the time; returns the model records."""
     with job.state.timing("ladder"):
         if "rungs" not in job.state:
-            tasks = [Task(name, "scratch", design=name) for name in rungs(min(job.data.input_shape[1:]))]
+            tasks = [Task(name, "scratch", design=name) for name in ladder_of(job)]
             modules = [module_of(job, task) for task in tasks]
             seconds = share_seconds(modules, job.data.input_shape, batch_size(job), job.plan.ladder)
             job.state.put("rungs", [asdict(replace(task, seconds=s)) for task, s in zip(tasks, seconds, strict=True)])

@@ -12,7 +12,7 @@ from sartor.goals import Limit
 from sartor.job.context import Job
 
 #: Limits on these are judged here, from the cheapest architecture; limits on accuracy are judged on trained nets, at the end.
-_COSTS = ("latency_ms", "throughput", "peak_bytes", "file_bytes", "params", "macs")
+_COSTS = ("latency_ms", "throughput", "peak_bytes", "file_bytes", "params", "macs", "flash_bytes", "energy_mj", "edp")
 #: Below this share of the predicted minimum a limit is out of reach without asking the clock; above the inverse it is not.
 _SURE = 0.5
 
@@ -80,5 +80,13 @@ def _cost(job: Job, arch: Mapping[str, int], metric: str) -> float:
     if metric == "latency_ms":
         ops = [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
         return job.table.predict(ops, measure_missing=True)
+    if metric in ("energy_mj", "edp"):
+        job.table.ensure(
+            [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))],
+            input_shapes=[job.data.input_shape],
+        )
+        return job.predicted(arch)[metric]
+    if metric == "flash_bytes":
+        return job.flash_bytes(arch)
     costs = job.net.costs(arch)
     return float(costs["params"] if metric == "file_bytes" else costs[metric] * (job.bytes_per_value if metric == "peak_bytes" else 1))

@@ -135,7 +135,6 @@ def module_of(job: Job, task: Task) -> nn.Module:
     """The plain network of a task, with the weights it starts from."""
     from sartor.job.finish import inherited
     from sartor.job.ladder import rung
-    from sartor.spaces import build
 
     torch.manual_seed(job.request.seed)
     if task.design is not None:
@@ -143,7 +142,7 @@ def module_of(job: Job, task: Task) -> nn.Module:
     assert task.labels is not None
     if task.start == "supernet":
         return inherited(job, job.net.space.from_labels(task.labels))
-    fresh = build(job.request.space, job.data.input_shape, len(job.data.classes))
+    fresh = job.build_net()
     module: nn.Module = fresh.extract(job.net.space.from_labels(task.labels))
     return module
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sartor.errors import UserError
-from sartor.spaces import published, small
+from sartor.spaces import mcu, published, small
 from sartor.spaces.mobile import MobileNet, MobileSpec, Stage
 
 #: name -> spec for images of a given size
@@ -25,6 +25,7 @@ SPACES: dict[str, Callable[[int], MobileSpec]] = {
     "mnasnet-a1": lambda size: published.fit_to(published.mnasnet_a1(), size),
     "proxylessnas-mobile": lambda size: published.fit_to(published.proxyless_mobile(), size),
     "fbnet-c": lambda size: published.fit_to(published.fbnet_c(), size),
+    "mcu": mcu.mcu,
 }
 
 #: name -> module:Class(input_shape, classes) of spaces that are networks of their own rather than a spec; imported when asked for

@@ -1,0 +1,104 @@
+"""Before anything is trained: which space suits the device, and what of it the device does badly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sartor.arch import Arch
+from sartor.errors import UserError
+from sartor.hardware.cost import CostModel
+from sartor.hardware.energy import energy_model
+from sartor.hardware.modelled import note
+from sartor.job.context import Job
+from sartor.spaces.mcu import Feasible, choose_space
+from sartor.spaces.mobile import MobileNet
+from sartor.spaces.restrict import restrict, summary
+
+_ENERGY = ("energy_mj", "edp")
+
+
+def check_metrics(job: Job) -> None:
+    """Refuse objectives and limits that nothing here can tell of the device or the precision.
+
+    Raises:
+        UserError: for energy on a device whose energy is not known, and for the rounding error of a model that is not rounded.
+    """
+    named = {*job.goals.objectives, *(limit.metric for limit in job.goals.limits)}
+    if named & set(_ENERGY):
+        if job.spec is None:
+            raise UserError(
+                f"{min(named & set(_ENERGY))}: no energy is known of this machine: name a device whose file has energy coefficients "
+                "(see `sartor devices`)."
+            )
+        energy_model(job.spec, job.request.precision)
+    if "quantisation_error" in named and job.request.precision != "int8":
+        raise UserError(f"quantisation_error: expected precision int8, got {job.request.precision}, whose weights are not rounded.")
+
+
+def fit_device(job: Job) -> None:
+    """Choose the space where there are several (TinyNAS), then leave out what the device does badly; both are remembered and told."""
+    check_metrics(job)
+    if job.request.space == "mcu" and "space" not in job.state:
+        with job.state.timing("choose space"):
+            channels, height, width = job.data.input_shape
+            chosen = choose_space(
+                channels, min(height, width), len(job.data.classes), feasible(job), seed=job.request.seed, progress=job.progress
+            )
+        job.forget_data()
+        job.state.put("space", {**chosen.to_json(), "note": chosen.sentence()})
+    if job.spec is not None and "restriction" not in job.state:
+        with job.state.timing("restrict"):
+            job.state.put("restriction", _restrict(job))
+        job.__dict__.pop("net", None)
+
+
+def feasible(job: Job) -> Feasible:
+    """Whether an architecture keeps the limits that costs alone decide; on a modelled device the latency is one of them."""
+    modelled = not job.target.measured
+    limits = [limit for limit in job.goals.limits if limit.metric in ("peak_bytes", "flash_bytes", "params", "macs")]
+    timed = [limit for limit in job.goals.limits if limit.metric in ("latency_ms", "throughput")] if modelled else []
+    latest: list[tuple[MobileNet, CostModel, CostModel]] = []
+
+    def keeps(net: MobileNet, arch: Arch) -> bool:
+        if not latest or latest[0][0] is not net:
+            latest[:] = [(net, CostModel(net.factors(), job.weight_bytes), CostModel(net.factors(), job.table.price))]
+        _, weights, latency = latest[0]
+        costs: dict[str, float] = {**net.costs(arch), "flash_bytes": float(weights(arch))}
+        costs["peak_bytes"] *= job.bytes_per_value
+        if timed:
+            costs["latency_ms"] = float(latency(arch)) + job.table.session_ms(net.input_shape)
+            costs.update(latency_ms_p10=costs["latency_ms"], latency_ms_p90=costs["latency_ms"], throughput=1e3 / costs["latency_ms"])
+        return all(limit.excess(costs) <= 0 for limit in (*limits, *timed))
+
+    return keeps
+
+
+def _restrict(job: Job) -> dict[str, Any]:
+    """The labels that are left of each choice, what was removed, and sentences that say so."""
+    assert job.spec is not None
+    space = job.net.space
+    try:
+        left, removed = restrict(job.net, job.spec, precision=job.request.precision)
+    except UserError as error:
+        return {"keep": {}, "removed": [], "notes": [f"The space was not restricted to the device: {error}"]}
+    keep = {
+        name: [space.choices[name][i] for i in indices] for name, indices in left.allowed.items() if tuple(indices) != space.allowed[name]
+    }
+    notes = summary(removed) or [f"Nothing of the space was left out: {job.spec.title} runs all of it well, as far as its file tells."]
+    return {"keep": keep, "removed": [list(one) for one in removed], "notes": notes}
+
+
+def notes(job: Job) -> list[str]:
+    """What a report says of the space and the device: what was chosen, left out, and which figures are no measurements."""
+    found = [str(job.state.facts["space"]["note"])] if "space" in job.state else []
+    found += job.state.facts.get("restriction", {}).get("notes", [])
+    if job.spec is not None and not job.target.measured:
+        found.append(note(job.spec))
+    if job.energy is not None:
+        found.append("Energy is that of a model made from the device's file; no power meter has confirmed it.")
+    if job.spec is not None and job.spec.kind == "mcu":
+        found.append(
+            "peak_bytes is the size of the activation arena with every tensor placed, flash_bytes the weights and biases; the runtime's "
+            "code and its own data come on top of both."
+        )
+    return found
