@@ -149,7 +149,8 @@ def run_peers(cases: Sequence[Case], results: Results, start: Callable[[], Progr
 def judge_fronts(comparison: Comparison, ours: Sequence[str], at: int = 200) -> None:
     """The best own strategy after `at` evaluations beside its targets: a third of either NSGA-II, half of optuna's TPE."""
     for group, curves in comparison.curves.items():
-        medians = {name: float(np.median(curve[:, min(at, curve.shape[1]) - 1])) for name, curve in curves.items()}
+        at = min(at, comparison.budget)
+        medians = {name: float(np.median(curve[:, at - 1])) for name, curve in curves.items()}
         mine = min((name for name in ours if name in medians), key=medians.__getitem__, default=None)
         if mine is None:
             continue
