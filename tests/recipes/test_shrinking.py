@@ -148,6 +148,7 @@ def test_after_the_first_stage_the_largest_network_teaches() -> None:
     assert losses[0][0] == losses[1][0] and losses[0][1] != losses[1][1]
 
 
+@pytest.mark.slow
 def test_every_size_learns() -> None:
     net, data = small(), tiny_data(256)
     plan = [replace(stage, rate=1.0, share=1 / 6) for stage in stages(net.space)]  # the paper's rates are for hundreds of epochs

@@ -17,8 +17,8 @@ def ofa(net: Any, data: Any, *, rounds: int = 30, **settings: Any) -> OneShotRes
     Args:
         net: a searchable network with choices of kernel, depth, expand or width; it is copied.
         rounds: generations of 100 on the predictor.
-        settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `ranks` ...; `evaluations` is 100, of which four fifths
-            teach the predictor); the rest of :func:`sartor.recipes.shrinking.train_shrinking`. Of a budget in seconds,
+        settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `ranks` ...; `evaluations` is 100, of which four
+            fifths teach the predictor); the rest of :func:`sartor.recipes.shrinking.train_shrinking`. Of a budget in seconds,
             training takes four fifths.
     """
     from sartor.methods import oneshot
