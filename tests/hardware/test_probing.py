@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sartor.errors import UserError
+from sartor.hardware.devices import find
+from sartor.hardware.facts import SOURCES, system_facts
+from sartor.hardware.local import LocalDevice
+from sartor.hardware.measure import Measurement
+from sartor.hardware.probing import Effort, probe_by_measuring
+
+SMALL = Effort(channels=32, size=14, stream_mb=1.0, nodes=32, seconds=0.05)
+
+
+def test_facts_have_sources_and_make_a_spec() -> None:
+    facts = system_facts()
+    assert facts["cores"] >= 1 and set(facts) <= set(SOURCES)
+    assert all(cache["bytes"] % 1024 == 0 for cache in facts.get("caches", []))
+
+
+def test_probing_measures_what_is_plausible() -> None:
+    """Bounds that hold on any machine: between a thousandth and a thousand times a gigaflop and a gigabyte a second."""
+    spec = probe_by_measuring(LocalDevice(), find("host"), SMALL)
+    assert 1e6 < spec.peak_ops_per_s["fp32"] < 1e13 and 1e6 < spec.peak_ops_per_s["int8"] < 1e13
+    assert 1e6 < (spec.bandwidth_bytes_per_s or 0) < 1e12 and 0 <= (spec.overhead_us or 0) < 1e3
+    assert spec.measured and "measured by" in (spec.source("peak_ops_per_s.int8") or "") and spec.cores == find("host").cores
+
+
+class Fixed(LocalDevice):
+    """A device whose latencies in ms are known by the name of the file."""
+
+    times: dict[str, float] = {
+        "conv2": 3.0, "conv6": 7.0, "copy2": 5.0, "copy4": 7.0, "node2": 0.1, "nodes": 0.42, "int8_2": 2.0, "int8_6": 4.0,
+    }  # fmt: skip
+
+    def measure_many(self, files: Sequence[Path | str], **settings: Any) -> list[Measurement]:
+        found = [self.times[Path(file).stem] for file in files]
+        return [Measurement(ms, ms, ms, ms, ms, 100, ms, 0.0, False) for ms in found]
+
+
+def test_rates_are_the_work_between_two_files_over_the_time_between_them() -> None:
+    spec = probe_by_measuring(Fixed(), find("host"), SMALL)
+    work = 2 * 4 * 9 * 32 * 32 * 14 * 14  # four convolutions, two operations a multiplication
+    assert spec.peak_ops_per_s["fp32"] == pytest.approx(work / 4e-3, rel=1e-3)
+    assert spec.peak_ops_per_s["int8"] == pytest.approx(work / 2e-3, rel=1e-3)
+    assert spec.bandwidth_bytes_per_s == pytest.approx(4 * 2**20 / 2e-3, rel=1e-3)  # two copies of 1 MB, read and written
+    assert spec.overhead_us == pytest.approx(320 / 32)
+
+
+def test_a_device_that_gives_no_difference_is_refused() -> None:
+    device = Fixed()
+    device.times = dict.fromkeys(Fixed.times, 1.0)
+    with pytest.raises(UserError, match="no difference"):
+        probe_by_measuring(device, find("host"), SMALL)
