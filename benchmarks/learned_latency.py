@@ -118,22 +118,23 @@ def main() -> None:
             with path.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
 
-    for device in options.devices:
-        bench = Bench(device)
+    benches = {device: Bench(device) for device in options.devices}
+    for device, bench in benches.items():
         add(device, BASELINE[1], CEILING_CELLS, 0, lambda bench=bench: bench.ceiling(0))
-        for size in options.sizes:
+    for size in options.sizes:
+        for device, bench in benches.items():
             for number in range(options.splits):
                 drawn = np.random.default_rng((number, size)).choice(bench.cells, size, replace=False)
                 unseen = np.setdiff1d(bench.cells, drawn)
                 for name, method in bench.methods().items():
-                    add(device, name, size, number, lambda b=bench, m=method, d=drawn, u=unseen: score(b, m, d, u))
+                    add(device, name, size, number, lambda b=bench, m=method, d=drawn: score(b, m, d))
                 if size == max(options.sizes):
                     add(device, "intervals", size, number, lambda b=bench, d=drawn, u=unseen, n=number: b.cover(d, u, n))
             print(f"{device}, {size} measurements: done", flush=True)
     show(rows, options)
 
 
-def score(bench: Bench, method: Callable[[Ints, Ints], tuple[Ints, Floats]], drawn: Ints, unseen: Ints) -> dict[str, float]:
+def score(bench: Bench, method: Callable[[Ints, Ints], tuple[Ints, Floats]], drawn: Ints) -> dict[str, float]:
     measured, predicted = method(drawn, bench.cells)
     others = ~np.isin(bench.cells, measured)
     return judge(predicted[others], bench.truth[bench.cells][others])
