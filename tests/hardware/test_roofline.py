@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sartor.errors import UserError
 from sartor.hardware import Op, OpGraph, trace
 from sartor.hardware.devices import find
+from sartor.hardware.peaks import probe_roofline
 from sartor.hardware.roofline import Parameters, Roofline
 
 from .nets import random_net
@@ -119,6 +120,15 @@ def test_a_device_file_gives_an_uncalibrated_model() -> None:
         Roofline.of(spec, "bf16")
     with pytest.raises(UserError, match="4 cores"):
         Roofline.of(spec, "int8", threads=5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_this_machine_probes_itself(precision: str) -> None:
+    model = probe_roofline(precision, seconds=0.01)
+    # Orders of magnitude that hold for any machine this runs on; a kernel that fused away would give a peak or bandwidth without bounds.
+    assert 1e8 < model.peak_ops_per_s < 1e14 and 1e7 < model.bandwidth_bytes_per_s < 1e13
+    assert 0.01 < model.parameters.op_us < 1e4 and not model.calibrated
+    assert model.predict(graphs()[0]) > 0
 
 
 def test_record_and_refusals() -> None:
