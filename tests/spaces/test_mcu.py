@@ -20,8 +20,8 @@ from sartor.spaces.mobile import MobileNet
 def test_every_space_of_the_grid_builds_and_keeps_to_widths_of_eight(size: int, multiplier: float, seed: int) -> None:
     with torch.device("meta"):
         net = MobileNet(mcu(size, multiplier), (3, size, size), 10)
-    arch = net.space.sample(np.random.default_rng(seed))
-    graph = trace(net.extract(arch).eval(), (3, size, size))
+        arch = net.space.sample(np.random.default_rng(seed))
+        graph = trace(net.extract(arch).eval(), (3, size, size))
     assert all(op.out_shape[0] % 8 == 0 for op in graph if op.kind == "conv")
     assert not {op.kind for op in graph} & {"se", "resize"} and {op.act for op in graph} <= {"", "relu"}
     assert net.costs(arch)["macs"] == graph.macs

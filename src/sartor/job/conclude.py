@@ -15,6 +15,7 @@ from sartor.deploy.card import plain, write_card
 from sartor.deploy.verify import Files, broken, verify
 from sartor.goals import QUIET
 from sartor.job.context import Job, timings
+from sartor.job.device_space import deliver_tflite
 from sartor.job.device_space import notes as device_notes
 from sartor.job.finish import reload
 from sartor.job.ladder import rung
@@ -88,6 +89,8 @@ def _test(job: Job, record: Record, test: Any) -> None:
         found = verify(files, module, test.batches(256), known={}, measure=None)
     record["metrics"].update(accuracy=found["test"]["accuracy"], top5=found["test"]["top5"])
     record.update(test=found["test"], difference=found["difference"], int8=found["int8"])
+    if record["origin"] == "search":
+        record.update(deliver_tflite(job, module, file.parent))
 
 
 def _module(job: Job, record: Record) -> Any:
@@ -151,7 +154,7 @@ def _write(
             "table": job.state.facts.get("table", {}),
             "predictor": job.state.facts.get("screen", {}).get("predictor", {}),
             "explanation": _explanation(job) if whole else [],
-            "notes": [*device_notes(job), *filter(None, [job.state.facts.get("sizing", {}).get("note")]), *notes],
+            "notes": [*device_notes(job), *filter(None, [job.state.facts.get("sizing", {}).get("note")]), *_of_method(job), *notes],
             "restriction": job.state.facts.get("restriction", {}).get("removed", []),
             "chosen_space": job.state.facts.get("space", {}),
             "versions": {name: version(name) for name in ("sartor", "torch", "onnxruntime", "numpy")},
@@ -165,6 +168,12 @@ def _write(
     write_json(job.folder / "result.json", result)
     write_report(job.folder, result, _trials(job))
     return dict(result)
+
+
+def _of_method(job: Job) -> list[str]:
+    """What a method said of its own search."""
+    facts = job.state.facts.get("supernet")
+    return list(facts.get("notes", [])) if isinstance(facts, dict) else []
 
 
 def _explanation(job: Job) -> list[dict[str, Any]]:

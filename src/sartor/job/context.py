@@ -262,10 +262,12 @@ class Job:
 
     def file_figures(self, file: Path) -> dict[str, float]:
         """file_bytes of an exported file and, of an int8 one, the largest quantisation_error of its layers."""
-        figures = {"file_bytes": float(file.stat().st_size)}
-        if self.request.precision == "int8":
-            figures["quantisation_error"] = max(quantisation(file)["weight_error"].values(), default=0.0)
-        return figures
+        errors = self.weight_errors(file)
+        return {"file_bytes": float(file.stat().st_size), **({"quantisation_error": max(errors.values())} if errors else {})}
+
+    def weight_errors(self, file: Path) -> dict[str, float]:
+        """norm(W - Q(W)) / norm(W) of each layer of an exported int8 file; nothing of one in floats."""
+        return dict(quantisation(file)["weight_error"]) if self.request.precision == "int8" else {}
 
     def layers(self, module: nn.Module) -> list[dict[str, Any]]:
         """The fused layers of a plain module, each with its latency by the table, for the report."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from sartor.arch import Arch
 from sartor.errors import UserError
@@ -88,6 +92,32 @@ def _restrict(job: Job) -> dict[str, Any]:
     return {"keep": keep, "removed": [list(one) for one in removed], "notes": notes}
 
 
+def wants_tflite(job: Job) -> bool:
+    """Whether the device's runtime reads `.tflite` files."""
+    return job.spec is not None and job.spec.runtime.startswith(("tflite", "litert"))
+
+
+def _converter() -> bool:
+    return find_spec("litert_torch") is not None
+
+
+def deliver_tflite(job: Job, module: nn.Module, folder: Path) -> dict[str, str]:
+    """Write `model.tflite` into a model's folder where the device wants one and the converter is installed; what a record says of it.
+
+    It is quantised by LiteRT's own tools on the same images as the ONNX file, so its accuracy is close to that file's but not the same.
+    """
+    if not wants_tflite(job) or not _converter():
+        return {}
+    from sartor.export.litert import to_tflite
+
+    images = job.calibration[:64] if job.request.precision == "int8" else None
+    try:
+        file = to_tflite(module, job.data.input_shape, folder / "model.tflite", images)
+    except UserError as error:
+        return {"tflite_refused": str(error)}
+    return {"tflite": f"models/{folder.name}/{file.name}"}
+
+
 def notes(job: Job) -> list[str]:
     """What a report says of the space and the device: what was chosen, left out, and which figures are no measurements."""
     found = [str(job.state.facts["space"]["note"])] if "space" in job.state else []
@@ -96,6 +126,8 @@ def notes(job: Job) -> list[str]:
         found.append(note(job.spec))
     if job.energy is not None:
         found.append("Energy is that of a model made from the device's file; no power meter has confirmed it.")
+    if wants_tflite(job) and not _converter():
+        found.append("No .tflite file was written beside the ONNX one: its converter is not installed (pip install 'sartor[litert]').")
     if job.spec is not None and job.spec.kind == "mcu":
         found.append(
             "peak_bytes is the size of the activation arena with every tensor placed, flash_bytes the weights and biases; the runtime's "

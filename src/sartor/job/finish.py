@@ -119,6 +119,7 @@ def export_record(
         fp32 = accuracy_of(float_file, job.data.validation.batches(256)) if float_file.is_file() else validation
         clock = job.clock(file, 1.0)
         layers, memory = job.layers(module), memory_plan(trace(module, job.data.input_shape), job.bytes_per_value)
+        errors = job.weight_errors(file)
         predicted = {**predicted, "latency_ms": job.table_latency(module)}
         metrics = {
             **job.graph_figures(module), **timings(clock), **job.energies(dynamic := job.dynamic_mj(module), clock.p50),
@@ -131,7 +132,7 @@ def export_record(
     return {
         "name": name, "origin": origin, "arch": labels, "file": f"models/{name}/model.onnx", "metrics": metrics, "latency": clock.to_json(),
         "predicted": predicted, "validation": {**validation, "accuracy_fp32": fp32["accuracy"]}, "training": training, "layers": layers,
-        "memory": memory, **({} if dynamic is None else {"energy": {"dynamic_mj": dynamic, "validated": False}}),
+        "memory": memory, "weight_error": errors, **({} if dynamic is None else {"energy": {"dynamic_mj": dynamic, "validated": False}}),
     }  # fmt: skip
 
 
@@ -178,7 +179,8 @@ def deliver(job: Job, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], li
 def _tasks(job: Job, queue: Sequence[Trial], wanted: int) -> list[Task]:
     """The trainings, with their time: the first `wanted` side by side now; those in reserve, if it comes to that, one by one."""
     if "tasks" not in job.state:
-        named = [Task(f"s{n:02d}", "supernet", dict(job.net.space.labels(t.arch))) for n, t in enumerate(queue, start=1)]
+        start = job.state["supernet"].get("start", "supernet")
+        named = [Task(f"s{n:02d}", start, dict(job.net.space.labels(t.arch))) for n, t in enumerate(queue, start=1)]
         modules = [module_of(job, task) for task in named[:wanted]]
         seconds = share_seconds(modules, job.data.input_shape, batch_size(job), job.plan.finish)
         seconds += [float(np.median(seconds))] * (len(named) - wanted)

@@ -36,6 +36,17 @@ VERDICT_WORDS: dict[Verdict, str] = {
 }
 
 
+MODELLED = (
+    "no latency here was measured: the device was not at hand, and its latencies are those of a model made from its file. They tell which "
+    "network is faster rather than how fast it is."
+)
+
+
+def modelled(result: Record) -> bool:
+    """Whether the latencies of a result come from a model of the device; results of old say nothing and are measured."""
+    return mapping(result.get("device")).get("measured") is False
+
+
 @dataclass(frozen=True)
 class Check:
     """One limit held against one model. `value` and `bound` in the metric's base unit; `slack` relative to the bound, negative = beyond."""

@@ -5,7 +5,20 @@ from __future__ import annotations
 from sartor.report.analysis import beaten_by, comparison, exchanges, prediction_words, predictions
 from sartor.report.decisions import Decision
 from sartor.report.markup import Html, join, section, table, tag
-from sartor.report.promises import VERDICT_WORDS, Check, asked, checks, closest, delivered, limit_words, limits, overall, tightest
+from sartor.report.promises import (
+    MODELLED,
+    VERDICT_WORDS,
+    Check,
+    asked,
+    checks,
+    closest,
+    delivered,
+    limit_words,
+    limits,
+    modelled,
+    overall,
+    tightest,
+)
 from sartor.report.values import (
     NOT_MEASURED,
     Record,
@@ -38,17 +51,15 @@ NOT_TESTED = "of the exported file on validation data, not tested yet"
 
 
 def banner(result: Record) -> Html:
-    """A warning above everything else when the run is not complete."""
+    """Warnings above everything else: the run is not complete, or its latencies are those of a model."""
     status = str(result.get("status") or "partial")
-    if status == "complete":
-        return Html("")
-    return tag(
-        "p",
-        tag("strong", f"Status: {status}. "),
-        BANNERS.get(status, "This status is unknown to this report."),
-        class_="banner",
-        role="status",
-    )
+    warnings: list[Html] = []
+    if status != "complete":
+        words = BANNERS.get(status, "This status is unknown to this report.")
+        warnings.append(tag("p", tag("strong", f"Status: {status}. "), words, class_="banner", role="status"))
+    if modelled(result):
+        warnings.append(tag("p", tag("strong", "Not measured. "), MODELLED, class_="banner", role="status"))
+    return join(warnings)
 
 
 def summary(result: Record, choices: list[Decision]) -> Html:
@@ -235,7 +246,7 @@ def how_measured(result: Record) -> Html:
     runs = [r for m in everyone if (r := number(mapping(m.get("latency")).get("runs"))) is not None]
     splits = [f"{s} {n:,.0f}" for s in ("train", "validation", "test") if (n := number(data.get(s))) is not None]
     rows = [
-        ["Device", f"{device.get('name') or NOT_MEASURED}{processor}"],
+        ["Device", f"{device.get('name') or NOT_MEASURED}{processor}{': modelled, not measured' if modelled(result) else ''}"],
         ["Runtime", runtime],
         ["Precision", str(device.get("precision") or NOT_MEASURED)],
         ["Threads", str(device.get("threads") or NOT_MEASURED)],

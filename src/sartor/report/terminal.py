@@ -189,7 +189,8 @@ def promises_table(result: Record) -> Table:
                 promises.VERDICT_WORDS[promises.overall(found)],
             ]
         )
-    return table("Promises, measured on the exported files", ("limit", "kept by", "tightest", "verdict"), rows)
+    title = f"Promises, {'planned and modelled' if promises.modelled(result) else 'measured'} on the exported files"
+    return table(title, ("limit", "kept by", "tightest", "verdict"), rows)
 
 
 def print_profile(profile: Record, out: Console) -> None:
@@ -222,6 +223,7 @@ def print_result(result: Record, folder: str | Path, out: Console) -> None:
     runtime = " ".join(str(device[name]) for name in ("cpu", "runtime", "version") if device.get(name))
     details = [runtime, *([f"{device['threads']} thread(s)"] if device.get("threads") else []), duration(number(result.get("seconds")))]
     sentences = [
+        f"Not measured: {promises.MODELLED}" if promises.modelled(result) else "",
         promises.asked(result),
         promises.delivered(result),
         promises.closest(result),
@@ -231,7 +233,7 @@ def print_result(result: Record, folder: str | Path, out: Console) -> None:
         say(out, sentence)
     tables = [
         (models, lambda: models_table(models, "Models")),
-        (baselines, lambda: models_table(baselines, "Reference nets, trained and measured the same way")),
+        (baselines, lambda: models_table(baselines, "Reference nets, trained and exported the same way")),
         (models and promises.limits(result), lambda: promises_table(result)),
         (refused, lambda: table("Refused", ("name", "reason"), [[name_of(r), str(r.get("reason", ""))] for r in refused], left=2)),
     ]

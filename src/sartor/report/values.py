@@ -43,6 +43,10 @@ DISPLAY: dict[str, Display] = {
     "file_bytes": Display("File size", "KB", 1 / 1024, "smallest file"),
     "params": Display("Parameters", "k", 1e-3, "fewest parameters"),
     "macs": Display("MACs", "M", 1e-6, "fewest multiply-accumulates"),
+    "flash_bytes": Display("Flash", "KB", 1 / 1024, "least flash"),
+    "quantisation_error": Display("Rounding error of weights", "%", 100.0, "smallest rounding error"),
+    "energy_mj": Display("Energy (modelled)", "mJ", 1.0, "lowest energy"),
+    "edp": Display("Energy-delay product (modelled)", "mJ·ms", 1.0, "lowest energy-delay product"),
 }
 
 
