@@ -62,7 +62,7 @@ def test_it_learns_and_resumes_bit_for_bit(tmp_path: Path) -> None:
     settings = {"steps": 12, "batch": 32, "lr": 0.1, "augment": None}
     whole, halted = cells(), cells()
     result = train_from_scratch(whole, data, **settings)  # type: ignore[arg-type]  # settings of several types
-    assert result.steps == 12 and result.accuracy > 0.5
+    assert result.steps == 12 and result.loss < 1.2  # log 4 at the start
 
     class Stop(Exception):
         pass
