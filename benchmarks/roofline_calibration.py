@@ -24,7 +24,7 @@ from sartor.benchmarks import nasbench201, table
 from sartor.hardware import OpGraph
 from sartor.hardware.calibrate import quality
 from sartor.hardware.devices import find
-from sartor.hardware.roofline import MOST_NETWORKS, Roofline
+from sartor.hardware.roofline import MOST_NETWORKS, Roofline, Workload
 from sartor.spaces import build
 
 
@@ -85,16 +85,19 @@ def one_column(entry: Column, net: Any, graphs: dict[int, OpGraph], options: arg
     model = Roofline.of(find(entry.device), entry.precision, entry.threads)
     pool, judges = np.arange(100), np.arange(100, len(rows))
     held, truth = [nets[i] for i in judges], measured[judges]
+    workloads = [Workload.of(model, graph) for graph in held]
 
     def judged(fitted: Roofline) -> tuple[float, float]:
-        guess = np.array([fitted.predict(graph) for graph in held])
-        figures = quality(guess, truth)
+        figures = quality(np.array([one.us(fitted.parameters.vector()) / 1e3 for one in workloads]), truth)
         return figures.tau, figures.within
+
+    def calibrated(some: Any) -> Roofline:
+        return model.calibrate([(nets[i], float(measured[i])) for i in some], leave_one_out=False)
 
     chosen = model.choose([nets[i] for i in pool], MOST_NETWORKS)
     draws = [rng.choice(pool, MOST_NETWORKS, replace=False) for _ in range(options.draws)]
-    random = np.array([judged(model.calibrate([(nets[i], float(measured[i])) for i in draw])) for draw in draws])
-    best = judged(model.calibrate([(nets[i], float(measured[i])) for i in chosen]))
+    random = np.array([judged(calibrated(draw)) for draw in draws])
+    best = judged(calibrated(chosen))
     flops = float(kendalltau([graph.macs for graph in held], truth).statistic)
     plain = judged(model)
     return {

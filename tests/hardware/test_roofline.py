@@ -12,7 +12,7 @@ from sartor.errors import UserError
 from sartor.hardware import Op, OpGraph, trace
 from sartor.hardware.devices import find
 from sartor.hardware.peaks import probe_roofline
-from sartor.hardware.roofline import Parameters, Roofline
+from sartor.hardware.roofline import Parameters, Roofline, Workload
 
 from .nets import random_net
 
@@ -62,6 +62,11 @@ def test_prices_add_up_but_for_sums_that_a_convolution_takes_in(number: int) -> 
         assert together == pytest.approx(alone)
 
 
+def test_a_workload_takes_as_long_as_its_network() -> None:
+    for graph in graphs()[:6]:
+        assert Workload.of(MODEL, graph).us(MODEL.parameters.vector()) == pytest.approx(1e3 * MODEL.predict(graph))
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 23), st.floats(1.1, 4), st.floats(1.1, 4))
 def test_a_faster_device_is_never_slower(number: int, peak: float, bandwidth: float) -> None:
@@ -102,9 +107,7 @@ def test_chosen_networks_tell_more_than_the_first_ones() -> None:
     assert len(set(chosen)) == 8
 
     def information(numbers: list[int]) -> float:
-        from sartor.hardware.roofline import _Net
-
-        rows = np.array([_Net.of(MODEL, graphs()[n]).gradient(MODEL.parameters.vector()) for n in numbers]) / 0.05
+        rows = np.array([Workload.of(MODEL, graphs()[n]).gradient(MODEL.parameters.vector()) for n in numbers]) / 0.05
         return float(np.linalg.slogdet(np.eye(6) + rows.T @ rows)[1])
 
     draws = [information(list(np.random.default_rng(seed).choice(24, 8, replace=False))) for seed in range(20)]

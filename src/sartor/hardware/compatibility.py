@@ -135,9 +135,6 @@ def _ask(ops: Sequence[Op], runtime: str, precision: str, quantize: Quantize | N
     except UserError as error:
         if len(ops) == 1:
             return [Finding(ops[0], "unsupported", str(error))]
-    except RuntimeError as error:  # the runtimes' own errors, raised while they run
-        if len(ops) == 1:
-            return [Finding(ops[0], "unsupported", f"{runtime}: {str(error).splitlines()[0][:200]}")]
     half = len(ops) // 2
     return [*_ask(ops[:half], runtime, precision, quantize), *_ask(ops[half:], runtime, precision, quantize)]
 
@@ -156,7 +153,11 @@ def _ask_together(ops: Sequence[Op], runtime: str, precision: str, quantize: Qua
             images = np.random.default_rng(0).standard_normal((1, 1, *ops[0].in_shape[1:])).astype(np.float32)
             (quantize or quantize_default)(path, images, Path(folder) / "int8.onnx")
             path = Path(folder) / "int8.onnx"
-        load(path, Setup(runtime, precision)).run()
+        loaded = load(path, Setup(runtime, precision))
+        try:
+            loaded.run()
+        except Exception as error:  # the runtimes' own exception classes, which differ by version
+            raise UserError(f"{runtime} {loaded.version} refuses it: {' '.join(str(error).split())[-200:]}") from error
     if precision != "int8" or runtime != "onnxruntime":
         return []
     found = []

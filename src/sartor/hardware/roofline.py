@@ -47,6 +47,7 @@ class Parameters:
     call_us: float = 10.0  # fixed cost of one inference
 
     def vector(self) -> np.ndarray:
+        """Logarithms of the six figures (6,), in the order of the fields."""
         return np.log(list(asdict(self).values()))
 
     @classmethod
@@ -181,20 +182,20 @@ class Roofline:
 
     # ---------------------------------------------------------------------------------------------- calibration
 
-    def calibrate(self, pairs: Sequence[tuple[OpGraph, float]]) -> Roofline:
+    def calibrate(self, pairs: Sequence[tuple[OpGraph, float]], *, leave_one_out: bool = True) -> Roofline:
         """The model fitted on (graph, measured latency in ms) of whole networks: at most a posteriori of log-normal errors and priors.
 
-        Its `quality` is that of every network predicted by a fit without it, None below three. Raises UserError without pairs, or for
-        a latency that is not positive.
+        Its `quality` is that of every network predicted by a fit without it, None below three or without `leave_one_out`. Raises
+        UserError without pairs, or for a latency that is not positive.
         """
         if not pairs or any(not latency > 0 for _, latency in pairs):
             raise UserError(f"expected measured networks with positive latencies, got {[latency for _, latency in pairs]}")
         prior = self._prior or self.parameters
-        nets = [_Net.of(self, graph) for graph, _ in pairs]
+        nets = [Workload.of(self, graph) for graph, _ in pairs]
         measured_us = np.array([1e3 * latency for _, latency in pairs])
         fitted = _fit(nets, measured_us, prior)
         found = None
-        if len(pairs) >= 3:
+        if leave_one_out and len(pairs) >= 3:
             rows = range(len(nets))
             left_out = [_fit([nets[i] for i in rows if i != row], np.delete(measured_us, row), prior) for row in rows]
             predicted = np.array([net.us(p.vector()) for net, p in zip(nets, left_out, strict=True)])
@@ -209,7 +210,7 @@ class Roofline:
         if not 1 <= count <= len(graphs):
             raise UserError(f"expected to choose 1 to {len(graphs)} networks, got {count}")
         at = self.parameters.vector()
-        rows = np.array([_Net.of(self, graph).gradient(at) for graph in graphs]) / _NOISE
+        rows = np.array([Workload.of(self, graph).gradient(at) for graph in graphs]) / _NOISE
         information, chosen = np.eye(len(at)) / _SPREAD**2, list[int]()
         for _ in range(count):
             gain = np.einsum("ij,jk,ik->i", rows, np.linalg.inv(information), rows)
@@ -236,7 +237,7 @@ class Roofline:
 
 
 @dataclass(frozen=True)
-class _Net:
+class Workload:
     """A network as the arrays that its time follows from: per executed op ideal compute and memory times in µs, and its family."""
 
     compute: np.ndarray  # (ops,) at utilisation 1
@@ -244,13 +245,14 @@ class _Net:
     family: np.ndarray  # (ops,) index into FAMILIES
 
     @classmethod
-    def of(cls, model: Roofline, graph: OpGraph) -> _Net:
+    def of(cls, model: Roofline, graph: OpGraph) -> Workload:
         ideal = replace(model, parameters=Parameters(1, 1, 1, 1, 1, 1))
         times = ideal.times(graph)
         family = [FAMILIES.index(model._work(one.op)[2]) for one in times]
         return cls(np.array([one.compute_us for one in times]), np.array([one.memory_us for one in times]), np.array(family, int))
 
     def us(self, vector: np.ndarray) -> float:
+        """Time in µs for the logarithms of the parameters (6,), see `Parameters.vector`: as `Roofline.predict`, many times faster."""
         values = np.exp(vector)
         busy = np.maximum(self.compute / values[self.family], self.memory / values[3])
         return float(busy.sum() + values[4] * len(busy) + values[5])
@@ -261,7 +263,7 @@ class _Net:
         return np.array([(log(self.us(vector + move)) - log(self.us(vector - move))) / (2 * step) for move in moves])
 
 
-def _fit(nets: Sequence[_Net], measured_us: np.ndarray, prior: Parameters) -> Parameters:
+def _fit(nets: Sequence[Workload], measured_us: np.ndarray, prior: Parameters) -> Parameters:
     from scipy.optimize import least_squares
 
     centre, target = prior.vector(), np.log(measured_us)

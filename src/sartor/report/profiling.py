@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,6 +175,22 @@ def device_roofline(spec: Any, precision: str, threads: int) -> Roofline:
     from sartor.hardware.roofline import Roofline
 
     return load_roofline(spec.name, precision, threads) or Roofline.of(spec, precision, min(threads, spec.cores))
+
+
+def described_roofline(device: Mapping[str, Any], precision: str, threads: int) -> Roofline | None:
+    """The model of the device of a result (`device` in result.json) without measuring: as kept for it, or from its file. None otherwise."""
+    from sartor.hardware.devices import find
+    from sartor.hardware.roofline import Roofline
+
+    for key in (device.get("fingerprint"), device.get("name")):
+        kept = load_roofline(str(key), precision, threads) if key and "/" not in str(key) else None
+        if kept is not None:
+            return kept
+    try:
+        spec = find(str(device.get("name")))
+        return Roofline.of(spec, precision, min(threads, spec.cores))
+    except UserError:
+        return None
 
 
 def host_roofline(precision: str, threads: int, spec: Any = None) -> Roofline:
