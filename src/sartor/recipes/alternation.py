@@ -217,7 +217,15 @@ class Alternation:
         def loss() -> Tensor:
             return self._loss(images, labels, moment, 0.0)[1]
 
-        return dominant_eigenvalue(loss, self.alphas)
+        # A network with a fast form that has no second derivatives (sartor.layers.mixed) has a plain one that computes the same.
+        fast = getattr(self.net, "fast", None)
+        try:
+            if fast:
+                self.net.fast = False  # type: ignore[assignment]  # a flag, not a module
+            return dominant_eigenvalue(loss, self.alphas)
+        finally:
+            if fast:
+                self.net.fast = fast
 
     # -- the loop's companion --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,199 @@
+"""Every weight-sharing method on NAS-Bench-201: the tabulated test accuracy of the cell that it finds on CIFAR-10, its time and memory.
+
+    python benchmarks/differentiable_nb201.py [--methods darts gdas ...] [--seconds 240] [--seeds 3]   # hours in all; goes on where it stopped
+    python benchmarks/differentiable_nb201.py --report                                                  # the table of what is there
+
+The search network is reduced, so that a method takes minutes on two cores: 8 channels, one cell a stage, CIFAR-10 pictures of 16x16,
+equally many of each class. Settings are the papers' (batch size, learning rates, shares of warm-up, temperatures); the budget replaces
+their epochs. None was chosen on the table. Beside the methods stand:
+
+    random-n     n cells drawn at random, each trained alone on the same images for 1/n of the time; the best on the validation images
+    one random cell, its mean over the benchmark, and the cell with most parameters
+
+Each run is a process of its own, so that its peak memory (resident set, everything included) is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FAMILY = (
+    "darts", "darts-2nd", "p-darts", "pc-darts", "fair-darts", "darts-plus", "robust-darts", "snas", "gdas", "drnas",
+    "proxylessnas", "proxylessnas-reinforce", "fbnet", "enas", "spos",
+)  # fmt: skip
+RANDOM = "random-n"
+CELLS_ALONE = 8
+SKIP = 1  # index of skip_connect among the benchmark's operations
+
+
+def subset(options: argparse.Namespace) -> Any:
+    """The data with a stratified part of its training images."""
+    from sartor.data import Dataset, load
+
+    data = load(options.data, seed=0, size=options.size)
+    per_class = options.images // len(data.classes)
+    rng = np.random.default_rng(0)
+    picked = [rng.permutation(np.flatnonzero(data.train.labels == c))[:per_class] for c in range(len(data.classes))]
+    train = data.train.subset(np.sort(np.concatenate(picked)))
+    return Dataset(data.name, train, data.validation, data.read_test(), data.classes, data.mean, data.std)
+
+
+def network(data: Any, options: argparse.Namespace, seed: int, cells: int = 1) -> Any:
+    import torch
+
+    from sartor.spaces.nasbench201 import NasBench201
+
+    torch.manual_seed(seed)
+    return NasBench201(data.input_shape, len(data.classes), channels=options.channels, cells=cells)
+
+
+def one(name: str, seed: int, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Run one method in this process; everything that the report needs."""
+    import resource
+
+    import torch
+
+    from sartor.benchmarks import nasbench201
+    from sartor.data import default_policy
+
+    torch.set_num_threads(options.threads)
+    data = subset(options)
+    net, begun = network(data, options, seed), time.perf_counter()
+    common: dict[str, Any] = {"seconds": options.seconds, "seed": seed, "augment": default_policy(data)}
+    if name == RANDOM:
+        arch, extra = alone(net, data, common)
+    else:
+        arch, extra = searched(name, net, data, options, {**common, "checkpoint": path.with_suffix(".safetensors")})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    found = {"method": name, "seed": seed, "cell": nasbench201.to_string(arch), "index": nasbench201.index_of(arch), "peak_bytes": peak}
+    return {**found, "wall_seconds": time.perf_counter() - begun, **extra}
+
+
+def searched(name: str, net: Any, data: Any, options: argparse.Namespace, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    from sartor.benchmarks import nasbench201
+    from sartor.methods import METHODS
+    from sartor.recipes.doctor import diagnose
+
+    if name == "p-darts":
+        settings["deepen"] = lambda stage: network(data, options, settings["seed"], cells=stage + 1)
+    result = METHODS[name](net, data, **settings)
+    trajectory = getattr(result, "trajectory", ())
+    extra = {
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "stopped": getattr(result, "stopped", None),
+        "notes": list(result.notes),
+        "epochs": [nasbench201.to_string(s.arch) for s in trajectory],
+        "doctor": [str(finding) for finding in diagnose(trajectory, net.space)] if trajectory else [],
+    }
+    return result.arch, extra
+
+
+def alone(net: Any, data: Any, common: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Random search with real trainings: the best of some cells on the validation images."""
+    import torch
+
+    from sartor.benchmarks import nasbench201
+    from sartor.recipes.train import train
+
+    rng = np.random.default_rng([common["seed"], 1])
+    picked = rng.choice(np.flatnonzero(nasbench201.connected()), size=CELLS_ALONE, replace=False)
+    seconds, found = common["seconds"] / CELLS_ALONE, []
+    for number, index in enumerate(picked):
+        arch = nasbench201.arch_of(int(index))
+        torch.manual_seed(common["seed"] + number)
+        module = type(net)(net.input_shape, net.classes, channels=net.stem.steps[0].outputs.max, cells=1).extract(arch)
+        result = train(module, data, **{**common, "seconds": seconds})
+        found.append((result.accuracy, arch))
+    best = max(found, key=lambda pair: pair[0])
+    tried = [[nasbench201.to_string(a), accuracy] for accuracy, a in found]
+    return best[1], {"seconds": common["seconds"], "tried": tried, "epochs": [], "doctor": [], "notes": [], "stopped": None}
+
+
+# -- the report -------------------------------------------------------------------------------------------------------------------
+
+
+def report(folder: Path) -> str:
+    """A table of all results, and the references, in Markdown."""
+    from sartor.benchmarks import nasbench201, table
+
+    test = table("nasbench201").column("cifar10_test_200")
+    params = table("nasbench201").column("cifar10_params")
+    connected = nasbench201.connected()
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.result.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        rows.setdefault(row["method"], []).append(row)
+    lines = [
+        "| method | runs | test accuracy %, mean ± sd (each) | seconds | peak MiB | skips | doctor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    order = sorted(rows, key=lambda name: -float(np.mean([test[r["index"]] for r in rows[name]])))
+    for name in order:
+        found = rows[name]
+        values = np.array([test[r["index"]] for r in found])
+        deviation = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+        each = ", ".join(f"{v:.2f}" for v in values)
+        kinds = sorted({d.split(" ", 1)[0] for r in found for d in r["doctor"]})
+        lines.append(
+            f"| {name} | {len(found)} | {values.mean():.2f}{deviation} ({each}) | {np.mean([r['seconds'] for r in found]):.0f} | "
+            f"{np.mean([r['peak_bytes'] for r in found]) / 2**20:.0f} | {', '.join(str(r['cell'].count('skip_connect')) for r in found)} | "
+            f"{', '.join(kinds) or '–'} |"
+        )
+    most = int(np.argmax(np.where(connected, params, -1)))
+    lines += [
+        f"| one random cell | – | {test.mean():.2f} ± {test.std():.2f} (connected: {test[connected].mean():.2f}) | 0 | – | – | – |",
+        f"| most parameters | – | {test[most]:.2f} | 0 | – | {int((nasbench201.cells()[most] == SKIP).sum())} | – |",
+        f"| best of the benchmark | – | {test.max():.2f} | – | – | – | – |",
+    ]
+    return "\n".join(lines)
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/differentiable-nb201")
+    parser.add_argument("--methods", nargs="+", default=[RANDOM, *FAMILY], choices=[RANDOM, *FAMILY])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=240.0, help="of each search")
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--images", type=int, default=10_000, help="training images, equally many of each class")
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--channels", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    folder = Path(options.out) / f"{options.seconds:g}s-{options.images}-{options.size}-{options.channels}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        name, seed = options.one[0], int(options.one[1])
+        path = folder / f"{name}-{seed}.result.json"
+        write(path, json.dumps(one(name, seed, options, path), indent=1) + "\n")
+        return
+    for seed in range(0 if options.report else options.seeds):
+        for name in options.methods:
+            if not (folder / f"{name}-{seed}.result.json").is_file():
+                print(f"{name}, seed {seed}", flush=True)
+                subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name, str(seed)], check=True)
+    text = report(folder)
+    write(folder / "table.md", text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
