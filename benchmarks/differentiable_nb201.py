@@ -1,7 +1,7 @@
 """Every weight-sharing method on NAS-Bench-201: the tabulated test accuracy of the cell that it finds on CIFAR-10, its time and memory.
 
-    python benchmarks/differentiable_nb201.py [--methods darts gdas ...] [--seconds 240] [--seeds 3]   # hours in all; goes on where it stopped
-    python benchmarks/differentiable_nb201.py --report                                                  # the table of what is there
+    python benchmarks/differentiable_nb201.py [--methods darts gdas ...] [--seconds 240] [--seeds 3]    # hours; goes on where it stopped
+    python benchmarks/differentiable_nb201.py --report                                                   # the table of what is there
 
 The search network is reduced, so that a method takes minutes on two cores: 8 channels, one cell a stage, CIFAR-10 pictures of 16x16,
 equally many of each class. Settings are the papers' (batch size, learning rates, shares of warm-up, temperatures); the budget replaces

@@ -94,7 +94,10 @@ def search(
     objective: Annotated[list[str] | None, typer.Option(help="A metric to trade off. Repeatable (default: accuracy, latency_ms).")] = None,
     minutes: Minutes = None,
     space: Annotated[str | None, typer.Option(help="Search space, see `sartor spaces` (default: mobile).")] = None,
-    strategy: Annotated[str | None, typer.Option(help="Search strategy; random is the control (default: nsga2).")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Search strategy, such as nsga2, pc-darts or ofa; random is the control (default: nsga2).")
+    ] = None,
+    guard: Annotated[bool | None, typer.Option("--guard", help="End a gradient method when its doctor finds a collapse.")] = None,
     device: Annotated[str | None, typer.Option(help="Device, see `sartor devices` (default: host).")] = None,
     precision: Precision = None,
     threads: Threads = None,

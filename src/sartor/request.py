@@ -64,7 +64,8 @@ class SearchRequest(BaseModel):
     objectives: list[str] = Field(
         default_factory=lambda: ["accuracy", "latency_ms"], min_length=1, description="one or more metrics to trade off, each named once"
     )
-    strategy: str = Field("nsga2", description="the name of a search strategy, such as nsga2 or random")
+    strategy: str = Field("nsga2", description="the name of a search strategy, such as nsga2, random or pc-darts")
+    guard: bool = Field(False, description="whether a gradient method is ended when its doctor finds a collapse, true or false")
     minutes: float = Field(40.0, gt=0, allow_inf_nan=False, description="the time for the whole run in minutes, above 0")
     seed: int = Field(0, ge=0, lt=2**32, description="the seed of everything drawn at random, a whole number from 0 to 4294967295")
     out: str = Field("", description="the run folder, new or empty (runs/<data>-<time> when left out)")
@@ -102,9 +103,10 @@ class SearchRequest(BaseModel):
     @field_validator("space", "strategy")
     @classmethod
     def _known_name(cls, name: str, info: Any) -> str:
+        from sartor.methods import METHODS
         from sartor.searchers import MULTI_FIDELITY, SEARCHERS
 
-        known = {"space": SPACES, "strategy": SEARCHERS}[info.field_name]
+        known: Iterable[str] = {"space": [*SPACES], "strategy": [*SEARCHERS, *METHODS]}[str(info.field_name)]
         if name not in known and not (info.field_name == "space" and _ATTRIBUTE.fullmatch(name)):
             raise UserError(unknown(info.field_name, name, known, "module:Class of your own" if info.field_name == "space" else ""))
         if info.field_name == "strategy" and name in MULTI_FIDELITY:

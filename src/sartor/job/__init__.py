@@ -66,11 +66,12 @@ def _carry_out(job: Job) -> dict[str, Any]:
 
 def _phases(job: Job) -> dict[str, Any]:
     from sartor.evaluators.supernet import SupernetEvaluator
-    from sartor.job import explore, finish, ladder, limits
+    from sartor.job import by_method, explore, finish, ladder, limits
     from sartor.job.conclude import conclude, partial
     from sartor.job.device_space import fit_device
     from sartor.job.first import first_model
     from sartor.job.sizing import fit_space
+    from sartor.methods import METHODS
     from sartor.recipes.checkpoint import load_weights
 
     if "finished" in job.state:
@@ -86,10 +87,13 @@ def _phases(job: Job) -> dict[str, Any]:
     fit_space(job, explore.batch_size(job))
     explore.build_table(job)
     first_model(job)
-    explore.train_supernet(job)
-    accuracy = SupernetEvaluator(job.net, job.data, seed=job.request.seed)
-    front = explore.screen(job, accuracy) if job.request.strategy != "random" else []
-    trials = explore.explore(job, accuracy, front)
+    if job.request.strategy in METHODS:
+        trials = by_method.search(job)
+    else:
+        explore.train_supernet(job)
+        accuracy = SupernetEvaluator(job.net, job.data, seed=job.request.seed)
+        front = explore.screen(job, accuracy) if job.request.strategy != "random" else []
+        trials = explore.explore(job, accuracy, front)
     with job.state.timing("finish"):
         models, refused = finish.deliver(job, trials)
     partial(job)

@@ -187,7 +187,7 @@ def _learn(job: Job, accuracy: SupernetEvaluator) -> Predictor:
 
     with Store(job.folder / "screening.sqlite") as store:
         searcher = make_searcher("random", job.net.space, job.goals)
-        trials = _for_seconds(job, "sample", searcher, evaluate, store, job.plan.screen * 0.8, _SAMPLES, 8)
+        trials = for_seconds(job, "sample", searcher, evaluate, store, job.plan.screen * 0.8, _SAMPLES, 8)
     good = [t for t in trials if t.status == "complete" and np.isfinite(t.metrics["accuracy"])]
     if len(good) < 4:
         reason = next((t.error for t in trials if t.error), "no accuracy was finite")
@@ -195,7 +195,7 @@ def _learn(job: Job, accuracy: SupernetEvaluator) -> Predictor:
     return fit(job.net.space.encode([t.arch for t in good]), [t.metrics["accuracy"] for t in good], seed=job.request.seed)
 
 
-def _for_seconds(
+def for_seconds(
     job: Job,
     what: str,
     searcher: Any,
@@ -226,8 +226,8 @@ def _for_seconds(
 # -- the search itself --------------------------------------------------------------------------------------------------
 
 
-def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[Trial]:
-    """The second stage: supernet accuracy and measured latency of every candidate's exported file, NSGA-II from the screened front.
+def candidate(job: Job, accuracy: Callable[[Arch], dict[str, float]]) -> Callable[[Arch], dict[str, float]]:
+    """The evaluation of one candidate: its accuracy, and the measured latency of its exported file.
 
     On a device that is only modelled there is nothing to measure: files are exported only where a goal is a figure of files.
     """
@@ -245,6 +245,11 @@ def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[
         costs = {k: v for k, v in job.predicted(arch).items() if k in ("params", "macs", "peak_bytes", "flash_bytes")}
         return {**found, **costs, **timings(clock), **job.energies(job.dynamic_mj(arch), clock.p50), **figures}
 
+    return evaluate
+
+
+def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[Trial]:
+    """The second stage: every candidate's accuracy with shared weights and latency as a file, NSGA-II from the screened front."""
     space, goals, strategy = job.net.space, job.goals, job.request.strategy
     settings: dict[str, Any] = {}
     if strategy == "nsga2":
@@ -252,7 +257,7 @@ def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[
     searcher = make_searcher(strategy, space, goals, **settings)
     most = _POPULATION * (job.plan.generations + 1)
     with Store(job.folder / "history.sqlite") as store:
-        return _for_seconds(job, "explore", searcher, evaluate, store, job.plan.explore, (_POPULATION, most), _POPULATION)
+        return for_seconds(job, "explore", searcher, candidate(job, accuracy), store, job.plan.explore, (_POPULATION, most), _POPULATION)
 
 
 def _seeds(job: Job, front: list[Arch]) -> list[Arch]:

@@ -21,6 +21,7 @@ from sartor.report.explorer import explorer, page_data
 from sartor.report.files import write_atomically
 from sartor.report.markup import Html, finite, join, json_block, section, tag
 from sartor.report.plots import write_plots
+from sartor.report.trajectory import learning, write_picture
 
 SCRIPTS = ("charts.js", "explore.js")
 
@@ -46,6 +47,7 @@ def write_report(run_dir: Path | str, result: Mapping[str, Any], trials: Sequenc
         folder.mkdir(parents=True, exist_ok=True)
         _write_plotly(folder)
         write_plots(folder, finite(result), trials)
+        write_picture(folder)
         target = folder / "report.html"
         write_atomically(target, page(result, trials, folder).encode("utf-8"))
     except OSError as error:
@@ -64,6 +66,7 @@ def page(result: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] | None =
         sections.predicted(clean),
         sections.trade_offs(clean),
         _search(trials),
+        learning(Path(run_dir)),
         explanation(clean),
         sections.refused(clean),
         sections.how_measured(clean),

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from sartor.arch import Arch, Space
+from sartor.errors import UserError
+from sartor.recipes.stops import any_of, rising_eigenvalue, stable_ranking, too_many_skips
+from sartor.recipes.trajectory import Snapshot
+
+OPS = ("none", "skip_connect", "conv")
+SPACE = Space({"normal.a": OPS, "normal.b": OPS, "reduce.a": OPS})
+SKIP, CONV = OPS.index("skip_connect"), OPS.index("conv")
+
+
+def epoch(number: int, a: int = CONV, b: int = CONV, r: int = CONV, *, eigenvalue: float | None = None, searching: bool = True) -> Snapshot:
+    arch = Arch({"normal.a": a, "normal.b": b, "reduce.a": r})
+    strengths = {name: {i: 0.8 if i == arch[name] else 0.1 for i in range(3)} for name in SPACE.choices}
+    return Snapshot(number, 10 * number, number / 10, arch, strengths, 1.0, 0.5, 1.1 if searching else None, 0.5, eigenvalue)
+
+
+def test_two_skips_in_a_normal_cell_end_the_search_at_the_epoch_before() -> None:
+    stop = too_many_skips(SPACE, 2, among=lambda name: name.startswith("normal"))
+    healthy = [epoch(1), epoch(2, a=SKIP), epoch(3, a=SKIP, r=SKIP)]
+    assert all(stop(healthy[:n]) is None for n in (1, 2, 3))
+    verdict = stop([*healthy, epoch(4, a=SKIP, b=SKIP)])
+    assert verdict is not None and verdict.epoch == 3
+    assert "normal.a" in verdict.reason and "normal.b" in verdict.reason
+
+
+def test_skips_of_the_initial_parameters_do_not_count() -> None:
+    stop = too_many_skips(SPACE, 2)
+    assert stop([epoch(1, a=SKIP, b=SKIP, searching=False)]) is None
+    assert stop([epoch(1, a=SKIP, b=SKIP)]) is not None
+
+
+def test_a_space_without_skips_is_refused() -> None:
+    with pytest.raises(UserError, match="skip_connect"):
+        too_many_skips(Space({"a": ("x", "y")}))
+
+
+def test_a_ranking_that_stays_ends_the_search() -> None:
+    stop = stable_ranking(3)
+    same = [epoch(n) for n in range(1, 5)]
+    assert stop(same[:3]) is None
+    verdict = stop(same)
+    assert verdict is not None and verdict.epoch == 4
+    assert stop([epoch(1), epoch(2, a=SKIP), epoch(3), epoch(4)]) is None
+    assert stop([*(epoch(n, searching=False) for n in (1, 2)), epoch(3), epoch(4)]) is None
+
+
+def test_a_rising_eigenvalue_returns_to_before_it_rose() -> None:
+    """Zela et al. 2020: stop where mean(i - k) / mean(i) < 0.75; means over k = 5 epochs."""
+    stop = rising_eigenvalue(0.75, 5)
+    flat = [epoch(n, eigenvalue=0.3) for n in range(1, 8)]
+    assert all(stop(flat[:n]) is None for n in range(1, 8))
+    risen = [*flat, *(epoch(7 + n, eigenvalue=0.3 + 0.2 * n) for n in range(1, 4))]
+    # means over epochs 6-10 and 1-5: (0.3 + 0.3 + 0.5 + 0.7 + 0.9) / 5 = 0.54, 0.3; 0.3 / 0.54 = 0.556
+    verdict = stop(risen)
+    assert verdict is not None and verdict.epoch == 5
+    assert rising_eigenvalue(0.55, 5)(risen) is None
+    assert any_of(stable_ranking(50), stop)(risen) == verdict
+    assert any_of(stable_ranking(50))(risen) is None
