@@ -136,6 +136,24 @@ def test_fixed_norms_freeze_the_mixed_operations_alone() -> None:
     assert all(p.requires_grad for p in small_net().parameters())
 
 
+def test_an_option_that_carries_nothing_is_not_computed_beside_others() -> None:
+    class Nothing(nn.Module):
+        zero = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls = getattr(self, "calls", 0) + 1
+            return x * 0.0
+
+    nothing, x = Nothing(), torch.randn(2, 3, 4, 4)
+    layer = OneOf("e", {"none": nothing, "skip": nn.Identity(), "pool": nn.AvgPool2d(3, 1, 1)})
+    weights = torch.tensor([0.5, 0.3, 0.2], requires_grad=True)
+    out = layer(x, {"e": dict(enumerate(weights))})
+    assert torch.equal(out, weights[1] * x + weights[2] * layer.options[2](x))
+    assert torch.autograd.grad(out.sum(), weights)[0][0] == 0
+    assert not hasattr(nothing, "calls")
+    assert torch.equal(layer(x, {"e": {0: 1.0}}), x * 0.0) and torch.equal(layer(x, {"e": 0}), x * 0.0)
+
+
 def test_edge_weights_scale_the_whole_partial_edge() -> None:
     net = partial_channels(small_net(), 4)
     cell, x = net.body[0], torch.randn(2, 8, 6, 6)

@@ -72,7 +72,8 @@ class Chain(Searchable):
 class OneOf(Searchable):
     """One of several modules, each with weights of its own (DARTS, FBNet, ProxylessNAS).
 
-    A mixture `{index: weight}` computes ``sum_i weight_i * option_i(x)`` over the options that take part, and no others.
+    A mixture `{index: weight}` computes ``sum_i weight_i * option_i(x)`` over the options that take part, and no others. One with an
+    attribute `zero` that is true carries nothing and is not computed beside others.
     """
 
     def __init__(self, name: str, options: Mapping[str, nn.Module] | Sequence[nn.Module]) -> None:
@@ -85,7 +86,10 @@ class OneOf(Searchable):
         return (self.choice,)
 
     def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
-        return mix(self.choice.value(arch), lambda i: call(self.options[i], x, arch, drop_path))
+        value = self.choice.value(arch)
+        if isinstance(value, Mapping):
+            value = {i: w for i, w in value.items() if not getattr(self.options[i], "zero", False)} or value
+        return mix(value, lambda i: call(self.options[i], x, arch, drop_path))
 
     def extract(self, arch: Mapping[str, int]) -> nn.Module:
         return plain(self.options[self.choice.options.index(self.choice.pick(arch))], arch)

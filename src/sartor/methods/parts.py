@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -45,13 +46,14 @@ def _unmixable(net: Any) -> list[str]:
     known: list[str] | None = net.__dict__.get("_unmixable")
     if known is not None:
         return known
-    x = torch.zeros(2, *net.input_shape)
-    found = []
+    x, rng, found = torch.zeros(2, *net.input_shape), np.random.default_rng(0), []
+    tried = [net.space.sample(rng) for _ in range(32)]
     with torch.no_grad():
         for name, allowed in net.space.allowed.items():
-            if len(allowed) > 1 and name in net.space.active(net.largest):
+            at = next((arch for arch in tried if name in net.space.active(arch)), None)
+            if len(allowed) > 1 and at is not None:
                 try:
-                    net(x, {**net.largest, name: dict.fromkeys(allowed, 1.0 / len(allowed))})
+                    net(x, {**at, name: dict.fromkeys(allowed, 1.0 / len(allowed))})
                 except UserError:
                     found.append(name)
     net.__dict__["_unmixable"] = found

@@ -24,6 +24,8 @@ NONE = OPS.index("none")
 class Zero(nn.Module):
     """The operation `none`: zeros of the input's shape."""
 
+    zero = True  # :class:`OneOf` need not compute it
+
     def forward(self, x: Tensor) -> Tensor:
         return x * 0.0
 
