@@ -68,7 +68,7 @@ def check(ops: Iterable[Op], device: DeviceSpec) -> list[Finding]:
 def check_space(factors: Iterable[Factor], choices: Mapping[str, Sequence[object]], device: DeviceSpec) -> list[Option]:
     """What a device file says against the options of a space: `net.factors()` and `net.space.choices`.
 
-    A finding names the fewest choices that decide it: an activation is not blamed on the width that it comes with. Options of every
+    A finding names no choice that can be spared: an activation is not blamed on the width that it comes with. Options of every
     factor are listed once, the unsupported first. An empty list means that any architecture runs there.
     """
     found: dict[tuple[object, ...], Option] = {}
@@ -77,28 +77,23 @@ def check_space(factors: Iterable[Factor], choices: Mapping[str, Sequence[object
         said = {indices: {(f.level, f.reason): f for f in check(factor.at(indices), device)} for indices in grid}
         for key in dict.fromkeys(key for findings in said.values() for key in findings):
             hit = {indices for indices in grid if key in said[indices]}
-            for places in _fewest(factor.scope, grid, hit):
-                for values in dict.fromkeys(tuple(indices[place] for place in places) for indices in sorted(hit)):
-                    example = next(i for i in sorted(hit) if tuple(i[place] for place in places) == values)
-                    labels = {factor.scope[place]: choices[factor.scope[place]][value] for place, value in zip(places, values, strict=True)}
-                    found.setdefault((*labels.items(), *key), Option(labels, said[example][key]))
-                break
+            places = _deciding(len(factor.scope), grid, hit)
+            examples = {tuple(indices[place] for place in places): indices for indices in sorted(hit, reverse=True)}
+            for values, example in sorted(examples.items()):
+                labels = {factor.scope[place]: choices[factor.scope[place]][value] for place, value in zip(places, values, strict=True)}
+                found.setdefault((*labels.items(), *key), Option(labels, said[example][key]))
     return sorted(found.values(), key=lambda option: option.finding.level != "unsupported")
 
 
-def _fewest(scope: Sequence[str], grid: Sequence[tuple[int, ...]], hit: set[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Smallest sets of places whose values alone decide whether a combination is hit."""
-    for size in range(len(scope) + 1):
-        found = []
-        for places in itertools.combinations(range(len(scope)), size):
-            verdicts: dict[tuple[int, ...], set[bool]] = defaultdict(set)
-            for indices in grid:
-                verdicts[tuple(indices[place] for place in places)].add(indices in hit)
-            if all(len(verdict) == 1 for verdict in verdicts.values()):
-                found.append(places)
-        if found:
-            return found
-    return []
+def _deciding(places: int, grid: Sequence[tuple[int, ...]], hit: set[tuple[int, ...]]) -> tuple[int, ...]:
+    """Places whose values alone decide whether a combination is hit: all of them, less each one in turn that can be spared."""
+    kept = tuple(range(places))
+    for place in range(places):
+        tried = tuple(other for other in kept if other != place)
+        verdicts: dict[tuple[int, ...], bool] = {}
+        if all(verdicts.setdefault(tuple(indices[one] for one in tried), indices in hit) == (indices in hit) for indices in grid):
+            kept = tried
+    return kept
 
 
 def ask_runtime(
