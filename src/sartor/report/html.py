@@ -19,6 +19,7 @@ from sartor.report.decisions import decisions
 from sartor.report.explanation import explanation
 from sartor.report.explorer import explorer, page_data
 from sartor.report.files import write_atomically
+from sartor.report.hardware_section import hardware, write_pictures
 from sartor.report.markup import Html, finite, join, json_block, section, tag
 from sartor.report.plots import write_plots
 from sartor.report.trajectory import learning, write_picture
@@ -47,6 +48,7 @@ def write_report(run_dir: Path | str, result: Mapping[str, Any], trials: Sequenc
         folder.mkdir(parents=True, exist_ok=True)
         _write_plotly(folder)
         write_plots(folder, finite(result), trials)
+        write_pictures(folder, finite(result))
         write_picture(folder)
         target = folder / "report.html"
         write_atomically(target, page(result, trials, folder).encode("utf-8"))
@@ -69,6 +71,7 @@ def page(result: Mapping[str, Any], trials: Sequence[Mapping[str, Any]] | None =
         learning(Path(run_dir)),
         explanation(clean),
         sections.refused(clean),
+        hardware(clean, Path(run_dir)),
         sections.how_measured(clean),
         sections.phases(clean),
         sections.notes(clean),
