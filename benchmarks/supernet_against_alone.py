@@ -2,8 +2,8 @@
 
     python benchmarks/supernet_against_alone.py --epochs 30 [--methods bignas ofa] [--classes 5] [--data fashion-mnist]
 
-A supernet is trained by each recipe; from each of `classes` bands of multiply-accumulates (equal on a logarithmic scale) the sub-net nearest
-to the middle of the band is evaluated as it is (calibrated batch normalisation only), and the same net is then trained from scratch on as
+A supernet is trained by each recipe; from each of `classes` bands of multiply-accumulates (equal on a logarithmic scale) the sub-net
+nearest to the middle of the band is evaluated as it is (calibrated batch normalisation only), and the same net is then trained from scratch on as
 many images as the supernet saw in total. Reported: both validation accuracies, their difference (target: within one point), and whether the
 sub-nets' accuracy rises with the bands. Each result is a file; the command goes on where it stopped.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,13 @@ def alone(number: int, steps: int, options: argparse.Namespace, folder: Path) ->
     data, augment, net = setting(options)
     module = reset(net.extract(size_classes(net, options.classes)[number]), seed=number)
     train(
-        module, data, steps=steps, batch=options.batch, augment=augment, validate=False, checkpoint=folder / f"alone-{number}.safetensors"
+        module,
+        data,
+        steps=steps,
+        batch=options.batch,
+        augment=augment,
+        validate=False,
+        checkpoint=folder / f"alone-{number}-{steps}.safetensors",
     )
     return {"steps": steps, **SupernetEvaluator(net, data, images=None).evaluate_module(module)}
 
@@ -103,7 +110,7 @@ def main() -> None:
             print(
                 f"  {net['macs'] / 1e6:8.2f} M  shared {net['accuracy']:.4f}  alone {own['accuracy']:.4f}  gap {gaps[-1]:+.4f}", flush=True
             )
-        rises = all(a <= b for a, b in zip(shared, shared[1:], strict=False))
+        rises = all(a <= b for a, b in pairwise(shared))
         print(
             f"  within one point: {sum(gap <= 0.01 for gap in gaps)} of {len(gaps)}; rises with size: {'yes' if rises else 'no'}",
             flush=True,
