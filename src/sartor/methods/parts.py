@@ -22,6 +22,7 @@ from sartor.recipes.bilevel import ARCHITECTURE, WEIGHTS, SearchData, SearchResu
 from sartor.recipes.checkpoint import load_weights
 from sartor.recipes.modifiers import Anchor, ZeroOne, decaying_skip_dropout, keep_candidates, limit_skips
 from sartor.recipes.stops import rising_eigenvalue, stable_ranking, too_many_skips
+from sartor.recipes.trajectory import Snapshot
 
 P = TypeVar("P", bound=Policy)
 BUDGETS = ("epochs", "steps", "seconds")
@@ -135,7 +136,7 @@ def stage_settings(settings: Mapping[str, Any], stage: int, stages: int) -> dict
 
 def joined(results: Sequence[SearchResult], arch: Arch | None = None) -> SearchResult:
     """Stages as one search: epochs and steps counted on, the last stage's network and policy; `arch` if another is to be derived."""
-    trajectory = []
+    trajectory: list[Snapshot] = []
     steps = 0
     for number, result in enumerate(results):
         for snapshot in result.trajectory:

@@ -124,7 +124,7 @@ class Alternation:
         images, labels = self._validation_batch(moment.step)
         if self.order == 1:
             logits, loss = self._loss(images, labels, moment, rate)
-            gradients = torch.autograd.grad(self._with_terms(loss), self.alphas, allow_unused=True)
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(self._with_terms(loss), self.alphas, allow_unused=True)
             self.validation_means.add(loss.item(), logits, labels)
         else:
             gradients = self._second_order(x, y, images, labels, moment, rate)
