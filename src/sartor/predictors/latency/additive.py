@@ -184,15 +184,14 @@ class _Grid:
         covariance = prior.covariance * scale**2 + 1e-8 * np.eye(len(mean))
         inflated = _INFLATIONS[:, None, None] * covariance + _SCALE_DEVIATION**2 * np.outer(mean, mean)
         precisions = np.linalg.inv(inflated)
-        reading, inflation, noise = (
-            axis.ravel() for axis in np.meshgrid(np.arange(len(prior.readings)), np.arange(len(_INFLATIONS)), _NOISES, indexing="ij")
-        )
+        cells = np.indices((len(prior.readings), len(_INFLATIONS), len(_NOISES))).reshape(3, -1)
+        reading, inflation, noise = cells[0], cells[1], _NOISES[cells[2]]
         log_prior = (
-            np.log(np.array(list(prior.readings.values())))[reading.astype(int)]
-            - 0.5 * ((np.log(_INFLATIONS[inflation.astype(int)]) - _INFLATION_PRIOR[0]) / _INFLATION_PRIOR[1]) ** 2
+            np.log(np.array(list(prior.readings.values())))[reading]
+            - 0.5 * ((np.log(_INFLATIONS[inflation]) - _INFLATION_PRIOR[0]) / _INFLATION_PRIOR[1]) ** 2
             - 0.5 * ((np.log(noise) - prior.noise[0]) / prior.noise[1]) ** 2
         )
-        return _Grid(reading.astype(int), noise, precisions[inflation.astype(int)], mean, log_prior)
+        return _Grid(reading, noise, precisions[inflation], mean, log_prior)
 
 
 def _solve(columns: Floats, y: Floats, grid: _Grid) -> tuple[Floats, Floats, Floats]:

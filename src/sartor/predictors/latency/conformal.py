@@ -23,7 +23,7 @@ Ints = NDArray[np.int64]
 class FitPredict(Protocol):
     """Fits on the rows `train` `(n,)` and predicts at the rows `at` `(m,)`: centre and scale (a positive spread), each `(m,)`."""
 
-    def __call__(self, train: Ints, at: Ints) -> tuple[Floats, Floats]: ...
+    def __call__(self, train: Ints, at: Ints, /) -> tuple[Floats, Floats]: ...
 
 
 @dataclass(frozen=True)

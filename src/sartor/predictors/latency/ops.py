@@ -127,7 +127,7 @@ class OpModel:
         columns = np.zeros((len(graphs), 1 + len(order)))
         columns[:, 0] = 1.0
         owners = np.repeat(np.arange(len(graphs)), [len(graph) for graph in graphs])
-        np.add.at(columns, (owners, [1 + order.index(kind_of(op)) for op in ops]), prices)
+        np.add.at(columns, (owners, np.array([1 + order.index(kind_of(op)) for op in ops], dtype=int)), prices)
         return columns
 
 

@@ -42,7 +42,8 @@ def learn_prior(readings: Readings, tables: Mapping[str, Floats], *, sample: int
     if wrong is not None:
         raise UserError(f"expected {cells} latencies of device '{wrong}', one for each cell, got shape {np.shape(tables[wrong])}")
     vague = vague_prior(readings)
-    shares, found, noises = [], dict.fromkeys(readings, _DOUBT), []
+    found, shares = dict.fromkeys(readings, _DOUBT), []
+    noises: list[float] = []
     for name, table in tables.items():
         model = _costs(readings, np.asarray(table, dtype=float), vague, sample, np.random.default_rng((seed, len(noises))))
         reading = max(model.readings, key=lambda r: model.readings[r])
@@ -50,7 +51,7 @@ def learn_prior(readings: Readings, tables: Mapping[str, Floats], *, sample: int
         if not cost.sum() > 0:
             raise UserError(f"expected latencies of device '{name}' that grow with the operations executed, got none that do")
         shares.append(cost / cost.sum())
-        noises.append(np.log(model.noise))
+        noises.append(float(np.log(model.noise)))
         found[reading] += 1.0
     known = np.array(shares)
     spread = np.cov(known.T)
