@@ -133,12 +133,15 @@ def runtime_graph(file: Path, shape: tuple[int, int, int]) -> tuple[Any, list[st
 
     device = LocalDevice()
     text = device.optimise(file.read_bytes())
-    graph = onnx.load_from_string(text).graph
+    model = onnx.load_from_string(text)
+    graph = model.graph
     given = {tensor.name for tensor in graph.initializer}
     source = next(value.name for value in graph.input if value.name not in given)
     names = [node.output[0] for node in graph.node]
     x = np.random.default_rng(0).standard_normal((1, *shape)).astype(np.float32)
-    arrays = device.values(text, names, {source: x})
+    known = {value.name for value in graph.output}
+    graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known)
+    arrays = device.values(model.SerializeToString(), names, {source: x})
     made = {source: -1}
     ops, labels = [], []
     for index, node in enumerate(graph.node):

@@ -50,7 +50,10 @@ def _cost(graph: OpGraph, live: frozenset[int], done: frozenset[int], index: int
     own, needed = _numel(graph, index), total + _numel(graph, index)
     if op.kind in in_place and op.kind != "conv" and any(_numel(graph, t) == own for t in dying):
         needed = total + (op.out_shape[0] if op.kind == "se" else 0)
-    depthwise = op.kind == "conv" and op.groups == op.in_shape[0] == op.out_shape[0]
+    summing = op.kind == "conv" and len(op.inputs) > 1
+    if summing and "sum" in in_place and any(_numel(graph, t) == own for t in dying if t != op.inputs[0]):
+        needed = total
+    depthwise = op.kind == "conv" and op.groups == op.in_shape[0] == op.out_shape[0] and not summing
     if depthwise and "depthwise" in in_place and any(_numel(graph, t) >= own for t in dying):
         needed = total + op.out_shape[1] * op.out_shape[2]
     return needed, (live | {index}) - set(dying)

@@ -204,6 +204,6 @@ def _rule(op: Op) -> str:
 
 def _workspace(op: Op) -> int:
     """Values that an op needs beside its tensors when it works in place."""
-    if is_depthwise(op):
+    if _rule(op) == "depthwise":
         return op.out_shape[1] * op.out_shape[2]
     return op.out_shape[0] if op.kind == "se" else 0

@@ -128,6 +128,8 @@ def notes(job: Job) -> list[str]:
         found.append("Energy is that of a model made from the device's file; no power meter has confirmed it.")
     if wants_tflite(job) and not _converter():
         found.append("No .tflite file was written beside the ONNX one: its converter is not installed (pip install 'sartor[litert]').")
+    if job.state.facts.get("rungs") == []:
+        found.append("No hand-designed rival was trained: even the narrowest MobileNetV2 breaks the limits.")
     if job.spec is not None and job.spec.kind == "mcu":
         found.append(
             "peak_bytes is the size of the activation arena with every tensor placed, flash_bytes the weights and biases; the runtime's "

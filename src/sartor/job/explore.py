@@ -44,7 +44,7 @@ def build_table(job: Job) -> None:
     with job.state.timing("table"):
         added = job.table.ensure(_space_ops(job), input_shapes=[job.data.input_shape], progress=job.progress)
     with job.state.timing("calibration"):
-        quality = _calibrate(job) if isinstance(job.table, LatencyTable) else {}
+        quality = _calibrate(job, job.table) if isinstance(job.table, LatencyTable) else {}
     job.refresh_prices()
     job.state.put("table", {"added": added, "entries": len(job.table.entries), "path": str(job.table.path), "quality": quality})
 
@@ -67,7 +67,7 @@ def _ops(job: Job, arch: Mapping[str, int]) -> list[Op]:
     return [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
 
 
-def _calibrate(job: Job) -> dict[str, Any]:
+def _calibrate(job: Job, table: LatencyTable) -> dict[str, Any]:
     """Export and measure networks spread over the predicted latencies; weights do not matter for time."""
     rng = job.rng(2)
     pool = sorted(dict.fromkeys(job.net.space.sample(rng) for _ in range(200)), key=lambda a: job.predicted(a)["latency_ms"])
@@ -84,7 +84,7 @@ def _calibrate(job: Job) -> dict[str, Any]:
         job.progress("calibrate table", len(picked), len(picked))
     if len(pairs) < 4:
         return {}
-    found = job.table.calibrate(pairs)
+    found = table.calibrate(pairs)
     return found.to_json()
 
 
