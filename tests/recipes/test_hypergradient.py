@@ -47,7 +47,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()))
 
 
-@pytest.mark.parametrize("seed", [0, 3, 4])
+@pytest.mark.parametrize("seed", [0, 2, 7, 9])
 def test_second_order_agrees_with_exact_differentiation_where_the_first_order_does_not(seed: int) -> None:
     problem = Problem(seed)
     lr, momentum, decay = 0.5, 0.9, 3e-4
