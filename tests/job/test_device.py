@@ -75,6 +75,14 @@ def test_what_the_device_does_badly_is_left_out_and_told(request_for: Request) -
         assert all(job.spec.objection(op) is None for op in graph)
 
 
+def test_rules_of_convenience_give_way_where_nothing_would_be_left(request_for: Request) -> None:
+    job = _job(request_for(device="hexagon-685"))  # vectors of 128 bytes: no width of a small space fills them
+    fit_device(job)
+    assert any("rule of convenience was waived" in line and "lanes" in line for line in notes(job))
+    graph = trace(job.net.extract(job.net.space.sample(np.random.default_rng(0))).eval(), job.data.input_shape)
+    assert all(job.spec.objection(op) is None for op in graph)
+
+
 def test_energy_follows_the_model_of_the_device(request_for: Request) -> None:
     job = _job(request_for(device="stm32f746", objectives=["accuracy", "energy_mj"]))
     fit_device(job)

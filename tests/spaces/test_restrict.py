@@ -128,6 +128,11 @@ def test_what_has_no_alternative_is_refused_by_name() -> None:
         restrict(net, device(unsupported={"act:hardswish": "no kernel"}))
     with pytest.raises(UserError, match="feature map"):
         restrict(_net("odd"), device(caches=[{"level": 1, "bytes": 100}]))
+    assert (
+        restrict(_net("odd"), device(caches=[{"level": 1, "bytes": 100}], lanes={"int8": 64}), waive=("lanes", "maps")).restricted.size > 1
+    )
+    with pytest.raises(UserError, match="64 lanes"):
+        restrict(_net("odd"), device(lanes={"int8": 64}), waive=("maps",))
 
 
 def test_a_bare_space_is_judged_by_the_names_of_its_options() -> None:

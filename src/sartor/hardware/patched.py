@@ -156,12 +156,12 @@ class _Until(Interpreter):
 
     def __init__(self, module: GraphModule, last: Node) -> None:
         super().__init__(module)
-        self.last = last
+        self.last, self.nodes = last, list(module.graph.nodes)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         self.args_iter = iter(args)
         self.env: dict[Node, Any] = {}
-        for node in self.module.graph.nodes:
+        for node in self.nodes:
             self.env[node] = self.run_node(node)
             if node is self.last:
                 break

@@ -8,7 +8,7 @@ the cache, or a microcontroller's SRAM; blocks expand no further than int8 range
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple
@@ -55,9 +55,16 @@ class Rules:
 
     @classmethod
     def of(
-        cls, spec: DeviceSpec, precision: str = "int8", *, cache_level: int | None = None, max_expansion: float | None = MAX_EXPANSION
+        cls,
+        spec: DeviceSpec,
+        precision: str = "int8",
+        *,
+        cache_level: int | None = None,
+        max_expansion: float | None = MAX_EXPANSION,
+        waive: Collection[str] = (),
     ) -> Rules:
-        """The rules that a device's file implies. The cache is its last level, or `cache_level`; a microcontroller's is its SRAM."""
+        """The rules that a device's file implies, but for those in `waive` ("lanes", "maps"). The cache is its last level, or
+        `cache_level`; a microcontroller's is its SRAM."""
         if precision not in _BYTES:
             raise UserError(f"restrict: expected precision to be one of {', '.join(_BYTES)}, got {precision!r}")
         memory, size = "cache", None
@@ -70,7 +77,8 @@ class Rules:
             level = cache_level if cache_level is not None else max(levels)
             memory, size = f"level {level} cache", levels[level]
         limit = max_expansion if precision == "int8" else None
-        return cls(spec, spec.lanes.get(precision), size, limit, _BYTES[precision], memory)
+        lanes = None if "lanes" in waive else spec.lanes.get(precision)
+        return cls(spec, lanes, None if "maps" in waive else size, limit, _BYTES[precision], memory)
 
     def objection(self, op: Op) -> str | None:
         """Why an op does not conform; None where it does."""
@@ -103,18 +111,20 @@ def restrict(
     precision: str = "int8",
     cache_level: int | None = None,
     max_expansion: float | None = MAX_EXPANSION,
+    waive: Collection[str] = (),
 ) -> Restriction:
     """The space without options that a device does badly, and what was removed: (choice, option, reason).
 
     Of a network (anything with `space` and `factors()`), every architecture that is left conforms in all of its operations: options are
     judged by their name first, then by the operations that their combinations lead to; of a combination that does not conform, the option
     that is most often part of such ones goes. A bare :class:`Space` has no operations, so only names are judged there (`s1.width`,
-    `s2.act`, `s2.se`, `s3.b0.kernel`, `s3.b0.expand`). The network itself is not changed: give it the new space.
+    `s2.act`, `s2.se`, `s3.b0.kernel`, `s3.b0.expand`). The network itself is not changed: give it the new space. `waive` names rules of
+    convenience that are not kept: "lanes", "maps".
 
     Raises:
         UserError: if what has no alternative left does not conform, naming it.
     """
-    rules = Rules.of(spec, precision, cache_level=cache_level, max_expansion=max_expansion)
+    rules = Rules.of(spec, precision, cache_level=cache_level, max_expansion=max_expansion, waive=waive)
     space: Space = space_or_net if isinstance(space_or_net, Space) else space_or_net.space
     allowed = {name: list(indices) for name, indices in space.allowed.items()}
     removed = _by_name(space, rules, allowed)
