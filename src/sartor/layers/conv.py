@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sartor.hardware.graph import Op
 from sartor.layers.base import Searchable, activate, activation
 from sartor.layers.choice import AnyArch, Choice, Value, Width
+from sartor.layers.depthwise import depthwise_conv2d
 
 
 class ElasticConv2d(Searchable):
@@ -85,7 +86,9 @@ class ElasticConv2d(Searchable):
         outputs = x.shape[1] if self.depthwise else self.outputs.at(arch)
         inputs = (x.shape[1],) if len(self.segments) == 1 else tuple(w.at(arch) for w in self.segments)
         weight, size = self._weight(self.kernel.value(arch), outputs, inputs)
-        return F.conv2d(x, weight, None, self.stride.pick(arch), size // 2, 1, outputs if self.depthwise else self.groups)
+        if self.depthwise:
+            return depthwise_conv2d(x, weight, int(self.stride.pick(arch)))
+        return F.conv2d(x, weight, None, self.stride.pick(arch), size // 2, 1, self.groups)
 
     def extract(self, arch: Mapping[str, int]) -> nn.Conv2d:
         inputs, outputs = tuple(w.at(arch) for w in self.segments), self.outputs.at(arch)

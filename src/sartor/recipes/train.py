@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sartor.errors import UserError
+from sartor.layers.depthwise import quick_depthwise
 from sartor.recipes.bn import calibrate_bn
 from sartor.recipes.evaluate import first_images, validation_accuracy
 from sartor.recipes.loop import Augment, Loop, Moment, Optimisation, steps_per_epoch
@@ -124,7 +125,8 @@ def train(
         name=name,
         on_epoch=measure if validate and len(data.validation) else None,
     )
-    trace = loop.run()
+    with quick_depthwise(module):
+        trace = loop.run()
     final = {"accuracy": math.nan, "top5": math.nan, **(trace.rows[-1] if trace.rows else {})}
     if ema:
         calibrate_bn(module, first_images(data.train, 2048, seed=seed, channels_last=channels_last))
