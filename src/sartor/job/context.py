@@ -150,7 +150,12 @@ class Job:
 
     @cached_property
     def device(self) -> dict[str, Any]:
-        return {**self.target.describe(self.request.precision, self.request.threads), "batch": 1}
+        """What the figures belong to. A finished run keeps what it was then: its board need not answer for a report."""
+        if "finished" in self.state and "device" in self.state:
+            return dict(self.state["device"])
+        found = {**self.target.describe(self.request.precision, self.request.threads), "batch": 1}
+        self.state.put("device", found)
+        return found
 
     @cached_property
     def calibration(self) -> np.ndarray:
