@@ -98,6 +98,14 @@ def test_the_host_is_probed_not_made_up() -> None:
     assert spec.measured and spec.cores >= 1 and spec.peak_ops_per_s == {} and not spec.estimated("cores")
 
 
+def test_a_host_probed_elsewhere_is_not_this_one(own_folder: Path) -> None:
+    here = find("host")
+    write(here.model_copy(update={"title": "probed"}), own_folder)
+    assert find("host").title == "probed"
+    write(here.model_copy(update={"title": "probed", "processor": "Another CPU"}), own_folder, replace=True)
+    assert find("host").title != "probed"
+
+
 def test_a_file_of_ones_own_comes_first(own_folder: Path) -> None:
     write(find("edge-tpu").model_copy(update={"title": "mine"}), own_folder)
     assert find("edge-tpu").title == "mine"

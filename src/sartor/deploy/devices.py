@@ -63,7 +63,7 @@ def show(name: Name, folder: Folder = None, as_json: Json = False) -> None:
         return
     console = terminal.console()
     console.print(terminal.table(spec.title, ("quantity", "value", "source"), quantities(spec.to_json(), spec), left=3))
-    if not spec.measured:
+    if not can_measure(spec):
         console.print("Never measured: every latency and energy of this device comes from a model of it, and is marked so.")
 
 
@@ -162,11 +162,16 @@ def listing(precision: str, threads: int) -> list[dict[str, Any]]:
         spec = find(name)
         record: dict[str, Any] = {
             "name": name, "title": spec.title, "kind": spec.kind, "cpu": spec.processor, "cores": spec.cores, "runtime": spec.runtime,
-            "precisions": list(spec.precisions), "measured": spec.measured, "agent": spec.agent.url if spec.agent else None,
+            "precisions": list(spec.precisions), "measured": can_measure(spec), "agent": spec.agent.url if spec.agent else None,
             "peak_ops_per_s": dict(spec.peak_ops_per_s), "sram_bytes": spec.sram_bytes, "flash_bytes": spec.flash_bytes,
         }  # fmt: skip
         found.append({**record, **describe(precision, threads)} if name == HOST else record)
     return found
+
+
+def can_measure(spec: Any) -> bool:
+    """Whether figures of the device are measurements: it is this machine, or there is an agent on it."""
+    return spec.name == "host" or spec.agent is not None
 
 
 def figures(record: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sartor.errors import UserError
+from sartor.hardware.device import host
 from sartor.hardware.spec import DeviceSpec, parse, read
 
 HOST = "host"
@@ -38,7 +39,8 @@ def find(name: str, folder: Path | None = None) -> DeviceSpec:
             spec = read(path)
             if spec.name != name:
                 raise UserError(f"{path}: expected name = {name!r}, as the file is called, got {spec.name!r}")
-            return spec
+            if name != HOST or spec.processor == host().cpu:  # a home folder may be shared with the machine that was probed
+                return spec
     if name == HOST:
         from sartor.hardware.probing import probe_host
 
