@@ -3,9 +3,9 @@
     python benchmarks/supernet_against_alone.py --epochs 30 [--methods bignas ofa] [--classes 5] [--data fashion-mnist]
 
 A supernet is trained by each recipe; from each of `classes` bands of multiply-accumulates (equal on a logarithmic scale) the sub-net
-nearest to the middle of the band is evaluated as it is (calibrated batch normalisation only), and the same net is then trained from scratch on as
-many images as the supernet saw in total. Reported: both validation accuracies, their difference (target: within one point), and whether the
-sub-nets' accuracy rises with the bands. Each result is a file; the command goes on where it stopped.
+nearest to the middle of the band is evaluated as it is (calibrated batch normalisation only), and the same net is then trained from scratch
+on as many images as the supernet saw in total. Reported: both validation accuracies, their difference (target: within one point), and
+whether the sub-nets' accuracy rises with the bands. Each result is a file; the command goes on where it stopped.
 """
 
 from __future__ import annotations
