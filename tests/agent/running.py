@@ -71,7 +71,7 @@ def token_file(folder: Path) -> Path:
 def spec_of(running: Running, token: Path | None = None, patience_s: float = 30.0, certificate: Path | None = None) -> DeviceSpec:
     files = {"token_file": token, "certificate": certificate}
     given = {name: str(path) for name, path in files.items() if path is not None}
-    address = AgentAddress(url=running.url, patience_s=patience_s, **given)  # type: ignore[arg-type]  # two texts
+    address = AgentAddress.model_validate({"url": running.url, "patience_s": patience_s, **given})
     return DeviceSpec(
         name="board", title="a board", kind="cpu", runtime="onnxruntime", precisions=("int8", "fp32"), cores=1, agent=address,
         sources={"cores": "estimate: a test"},

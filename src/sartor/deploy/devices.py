@@ -141,7 +141,7 @@ def _from_agent(name: str, url: str, token_file: Path | None, certificate: Path 
     files = {"token_file": token_file, "certificate": certificate}
     given = {key: str(path.expanduser().resolve()) for key, path in files.items() if path is not None}
     try:
-        address = AgentAddress(url=url, **given)
+        address = AgentAddress.model_validate({"url": url, **given})
     except ValidationError:
         raise UserError(f"url: expected an address such as http://pi.local:8421, got {url!r}") from None
     try:

@@ -191,7 +191,10 @@ class RemoteDevice:
             for event in self._run("measure", settings, [Path(file) for file in files]):
                 if event["event"] == "progress" and progress is not None:
                     progress("measure", int(event["done"]), int(event["total"]))
-            return [Measurement(**one) for one in event["measurements"]]
+            try:
+                return [Measurement(**one) for one in event["measurements"]]
+            except TypeError as error:
+                raise UserError(f"device {self.name}: expected the same sartor there as here, got measurements with {error}") from None
 
         return self._patiently(attempt) if files else []
 

@@ -31,7 +31,7 @@ class Frequency(BaseModel):
     model_config = _PLAIN
 
     mhz: float = Positive
-    volts: float | None = Field(None, gt=0, lt=6)
+    volts: float | None = Field(default=None, gt=0, lt=6)
 
 
 class Cache(BaseModel):
@@ -54,8 +54,8 @@ class Energy(BaseModel):
 
     model_config = _PLAIN
 
-    switched_nf: float | None = Field(None, gt=0)
-    static_w: float | None = Field(None, ge=0)
+    switched_nf: float | None = Field(default=None, gt=0)
+    static_w: float | None = Field(default=None, ge=0)
     pj_per_op: dict[str, float] = {}
     pj_per_byte: dict[str, float] = {}
 
@@ -68,7 +68,7 @@ class AgentAddress(BaseModel):
     url: str = Field(pattern=r"^https?://[^\s/]+/?$")
     token_file: str | None = None
     certificate: str | None = None  # PEM file of the authority to trust, for an https agent with a certificate of its own
-    patience_s: float = Field(600.0, gt=0)  # how long an agent that does not answer, or is busy, is waited for
+    patience_s: float = Field(default=600.0, gt=0)  # how long an agent that does not answer, or is busy, is waited for
 
 
 class DeviceSpec(BaseModel):
@@ -90,11 +90,11 @@ class DeviceSpec(BaseModel):
     runtime: str = Field(min_length=1)
     precisions: tuple[Precision, ...] = Field(min_length=1)
     cores: int = Positive
-    bandwidth_bytes_per_s: float | None = Field(None, gt=0)
-    overhead_us: float | None = Field(None, ge=0)
-    ram_bytes: int | None = Field(None, gt=0)
-    sram_bytes: int | None = Field(None, gt=0)
-    flash_bytes: int | None = Field(None, gt=0)
+    bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
+    overhead_us: float | None = Field(default=None, ge=0)
+    ram_bytes: int | None = Field(default=None, gt=0)
+    sram_bytes: int | None = Field(default=None, gt=0)
+    flash_bytes: int | None = Field(default=None, gt=0)
     notes: tuple[str, ...] = ()
     lanes: dict[str, int] = {}
     peak_ops_per_s: dict[str, float] = {}
