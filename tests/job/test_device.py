@@ -98,9 +98,10 @@ def test_energy_follows_the_model_of_the_device(request_for: Request) -> None:
         check_metrics(_job(request_for(limits=["quantisation_error<=1%"], precision="fp32")))
 
 
-def test_the_rival_is_the_largest_mobilenet_v2_within_the_limits(request_for: Request) -> None:
+def test_the_rivals_are_the_largest_mobilenet_v2_within_the_limits(request_for: Request) -> None:
     job = _job(request_for(device="stm32f746", limits=["flash_bytes<=200KB"]))
-    (name,) = ladder_of(job)
+    name, smaller = ladder_of(job)
+    assert float(smaller.rpartition("-")[2]) < float(name.rpartition("-")[2])
     module = rung(job, name)
     graph = trace(module.eval(), job.data.input_shape)
     assert 100 * 1024 < weight_bytes(graph) <= 200 * 1024
@@ -122,7 +123,7 @@ def test_a_search_for_a_microcontroller_delivers_models_that_fit(request_for: Re
         assert record["latency"]["runs"] == 0  # modelled
         assert record["memory"]["in_place_bytes"] <= record["memory"]["best_order_bytes"] <= record["memory"]["peak_bytes"]
         assert (tmp_path / "run" / record["file"]).is_file()
-    assert [b["name"].startswith("mobilenet-v2-") for b in result["baselines"]] == [True]
+    assert not result["baselines"] and any("No hand-designed rival" in line for line in result["notes"])  # 24 KB hold no MobileNetV2
     written = [record for record in result["models"] if (tmp_path / "run" / "models" / record["name"] / "model.tflite").is_file()]
     assert len(written) == (len(result["models"]) if find_spec("litert_torch") else 0)
     assert any("No .tflite file" in line for line in result["notes"]) == (not written)

@@ -33,19 +33,21 @@ def rungs(size: int) -> dict[str, MobileSpec]:
 
 
 def ladder_of(job: Job) -> dict[str, MobileSpec]:
-    """The rungs of a run. For a microcontroller it is one: MobileNetV2 at the largest width that keeps the run's memory limits, which then
-    gets all of the ladder's training time."""
+    """The rungs of a run. For a microcontroller: MobileNetV2 at the two largest widths that keep the run's memory limits, which share all
+    of the ladder's training time; fewer where fewer keep them."""
     size = min(job.data.input_shape[1:])
     if job.spec is None or job.spec.kind != "mcu":
         return rungs(size)
-    keeps = feasible(job)
+    keeps, found = feasible(job), dict[str, MobileSpec]()
     for multiplier in _SCALES:
         spec = fit_to(mobilenet_v2(multiplier), size)
         with torch.device("meta"):
             net = MobileNet(spec, job.data.input_shape, len(job.data.classes))
         if keeps(net, net.largest):
-            return {f"mobilenet-v2-{multiplier:g}": spec}
-    return {}
+            found[f"mobilenet-v2-{multiplier:g}"] = spec
+        if len(found) == 2:
+            break
+    return found
 
 
 def rung(job: Job, name: str) -> nn.Module:
