@@ -79,7 +79,7 @@ def _branch(ops: Sequence[Op], readers: Counter[int], gate: int, x: int) -> tupl
 
 def _renumber(ops: Sequence[Op], gone: dict[int, int]) -> list[Op]:
     number = {-1: -1}
-    kept = []
+    kept: list[Op] = []
     for index, op in enumerate(ops):
         if index in gone:
             number[index] = number[gone[index]]

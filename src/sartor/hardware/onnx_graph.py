@@ -55,7 +55,7 @@ def precision_of(graph: OpGraph) -> str:
 
 def _load(path: Path) -> onnx.ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf ships no types
 
     if not path.is_file():
         raise UserError(f"expected an ONNX file, got {path}, which does not exist or is no file")
@@ -113,7 +113,9 @@ class _Reader:
         self.dims, self.types = self._shapes()
         reads = Counter(name for node in self.nodes for name in node.input if name)
         reads.update(self.outputs)
-        self.to = Assembler(dict(self.dims), dict(reads), self._effective_types())
+        values: dict[Hashable, Dims] = {**self.dims}
+        counts: dict[Hashable, int] = {**reads}
+        self.to = Assembler(values, counts, self._effective_types())
 
     def graph(self) -> OpGraph:
         for value in self.model.graph.input:
@@ -182,7 +184,7 @@ class _Reader:
         for node in self.nodes:
             for name in node.input:
                 readers[name].append(node)
-        found: dict[Hashable, str] = dict(self.types)
+        found: dict[Hashable, str] = {**self.types}
         for name, nodes in readers.items():
             if name not in self.outputs and nodes and all(node.op_type == "QuantizeLinear" for node in nodes):
                 found[name] = self.types.get(nodes[0].output[0], "uint8")

@@ -106,15 +106,19 @@ class Series:
         slow, fast = np.percentile(paced[:, 1], [90, 10])
         noisy = abs(drift) > NOISY_DRIFT or (high - low) > NOISY_WIDTH * p50 or slow > (1 + NOISY_REFERENCE) * fast
         mask = pacer.quiet(paced)
-        quiet: tuple[float | None, ...] = (None, None, None)
+        quiet: float | None = None
+        quiet_low: float | None = None
+        quiet_high: float | None = None
         if mask.sum() >= MIN_QUIET:
             calm = paced[mask, 0] / 1e3
-            quiet = (float(np.median(calm)), *median_interval(calm, seed))
+            quiet, (quiet_low, quiet_high) = float(np.median(calm)), median_interval(calm, seed)
         cpu_ms = self.cpu_seconds * 1e3 / self.runs
         told = conditions.between(self.moments)
         noisy = noisy or (told is not None and bool(told.warnings))
         state = None if told is None else told.to_json()
-        return Measurement(p10, p50, p90, low, high, self.runs, cpu_ms, drift, bool(noisy), wander, *quiet, state)
+        return Measurement(
+            p10, p50, p90, low, high, self.runs, cpu_ms, drift, bool(noisy), wander, quiet, quiet_low, quiet_high, state
+        )  # fmt: skip
 
 
 def interleave(
