@@ -112,11 +112,11 @@ def test_a_rising_validation_loss_under_a_falling_training_loss() -> None:
     rising = [replace(s, validation_loss=1.5 + 0.12 * max(0, s.epoch - 10)) for s in HEALTHY]
     assert diagnose(rising[:12], SPACE) == []
     (found,) = diagnose(rising[:13], SPACE)
-    assert found.kind == "over-fitting" and found.severe and found.back_to in range(1, 11)
+    assert found.kind == "over-fitting" and found.severe and found.back_to == 10
     both = [replace(s, train_loss=1.0 + 0.1 * s.epoch) for s in rising]  # the training loss rises too: something else
     assert diagnose(both, SPACE) == []
     verdict = guard(SPACE)(rising[:13])
-    assert verdict is not None and verdict.epoch <= 10
+    assert verdict is not None and verdict.epoch == 10
 
 
 def test_an_architecture_that_gets_worse_on_other_images() -> None:

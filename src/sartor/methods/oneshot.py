@@ -123,7 +123,8 @@ def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, sa
     imagined = Exploration(guess, explore.goals)
     evolve(imagined, make_searcher("genetic", space, explore.goals, population=100), 100 * rounds, batch=100, seed=seed)
     ranked = sorted(imagined.trials, key=lambda t: (explore.goals.violation(t.metrics), -t.metrics["accuracy"]))
-    for trial in ranked[: max(1, samples // 4)]:
+    seen = {t.arch for t in explore.trials}
+    for trial in [t for t in ranked if t.arch not in seen][: max(1, samples // 4)]:
         if explore.over:
             break
         explore(trial.arch)

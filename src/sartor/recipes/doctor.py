@@ -232,7 +232,7 @@ def _over_fitting(epochs: Sequence[Snapshot], t: Thresholds) -> Finding | None:
         return None
     last, tail = epochs[-1], epochs[-1 - t.window :]
     losses = [float(e.validation_loss) for e in epochs if e.validation_loss is not None]
-    best = int(np.argmin(losses))
+    best = len(losses) - 1 - int(np.argmin(losses[::-1]))  # of equal ones the last
     rising = all(a < b for a, b in zip(losses[-1 - t.window : -1], losses[-t.window :], strict=True))
     if rising and losses[-1] > (1 + t.rise) * losses[best] and tail[-1].train_loss < tail[0].train_loss:
         return Finding(
