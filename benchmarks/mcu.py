@@ -4,9 +4,9 @@
     python benchmarks/mcu.py cifar10-20k.npz --minutes 40 --out runs/mcu
 
 The search chooses its space first (TinyNAS), then searches in it; MobileNetV2 is trained at the two largest width multipliers that keep the
-limits, one on each core, for as long as supernet and fine-tuning take together; the better by validation is the rival. Both are delivered as int8 files, whose test accuracy is compared;
-SRAM and flash are planned, latency is modelled: nothing here was measured on the chip. An interrupted run goes on when the same command is
-given again. Prints a table and writes `summary.json` into the run folder.
+limits, one on each core, for as long as supernet and fine-tuning take together; the better by validation is the rival. Both are delivered
+as int8 files, whose test accuracy is compared; SRAM and flash are planned, latency is modelled: nothing here was measured on the chip. An
+interrupted run goes on when the same command is given again. Prints a table and writes `summary.json` into the run folder.
 """
 
 from __future__ import annotations
