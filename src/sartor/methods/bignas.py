@@ -22,7 +22,8 @@ def bignas(net: Any, data: Any, *, coarse: int = 100, **settings: Any) -> OneSho
     """
     from sartor.methods import oneshot
 
-    how, begun = oneshot.exploring(settings), oneshot.copied(net)
+    how = oneshot.exploring(settings)
+    begun: Any = oneshot.copied(net)
     training, left = oneshot.budgeted(settings, epochs=360, drop_path=0.2)
     trained = oneshot.train_sandwich(begun, data, **training)
     seed, first = settings.get("seed", 0), min(coarse, how.evaluations)

@@ -22,11 +22,12 @@ def spos(net: Any, data: Any, *, population: int = 50, **settings: Any) -> OneSh
     """
     from sartor.methods import oneshot
 
-    how, begun = oneshot.exploring(settings), oneshot.copied(net)
+    how = oneshot.exploring(settings)
+    begun: Any = oneshot.copied(net)
     training, left = oneshot.budgeted(settings, epochs=120)
     trained = oneshot.train_single_path(begun, data, **training)
     seed = settings.get("seed", 0)
-    searcher = oneshot.make_searcher("genetic", begun.space, how.goals, population=population)  # type: ignore[arg-type]  # a module attribute
+    searcher = oneshot.make_searcher("genetic", begun.space, how.goals, population=population)
     return oneshot.concluded(
         begun, data, trained, how, left, lambda explore: oneshot.evolve(explore, searcher, how.evaluations, seed=seed), seed=seed
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -248,7 +249,7 @@ def _over_fitting(epochs: Sequence[Snapshot], t: Thresholds) -> Finding | None:
     if any(a is None or b is None for a, b in held):
         return None
     outside, inside = [float(a) for a, _ in held if a is not None], [float(b) for _, b in held if b is not None]
-    falls = all(a > b for a, b in zip(outside, outside[1:], strict=False)) and all(a < b for a, b in zip(inside, inside[1:], strict=False))
+    falls = all(a > b for a, b in pairwise(outside)) and all(a < b for a, b in pairwise(inside))
     if not falls or outside[0] - outside[-1] < t.gap / 2:
         return None
     return Finding(

@@ -43,8 +43,14 @@ class Solution:
 
     def loss(self, position: int, state: int, context: tuple[int, ...]) -> float:
         """How much a state of a choice costs against the best one in the same context: 0 or more, +inf where it cannot be."""
-        column = self.tables[position][(slice(None), *context)]
+        column = self.column(position, context)
         return float(column.max() - column[state])
+
+    def column(self, position: int, context: tuple[int, ...]) -> Floats:
+        """Best completions for every state of the choice at `position` `(states,)`."""
+        at: Any = (slice(None), *context)
+        found: Floats = self.tables[position][at]
+        return found
 
 
 class Elimination:
@@ -169,8 +175,7 @@ class Elimination:
     def complete(self, solution: Solution, states: dict[str, int], position: int) -> dict[str, int]:
         """`states` with the choices from `position` down to 0 at their best: state numbers by choice."""
         for at in range(position, -1, -1):
-            column = solution.tables[at][(slice(None), *self.context_of(at, states))]
-            states[self.order[at]] = int(column.argmax())
+            states[self.order[at]] = int(solution.column(at, self.context_of(at, states)).argmax())
         return states
 
     def arch(self, states: Mapping[str, int]) -> Arch:

@@ -99,8 +99,8 @@ class Exploration:
 def evolve(explore: Exploration, searcher: Searcher, budget: int, *, batch: int = 1, seed: int = 0) -> Trial:
     """Let a searcher propose until `budget` trials are evaluated, it has nothing left, or the deadline has passed.
 
-    The generator of every proposal follows from the seed and the number of trials, as in :func:`sartor.run.search`: with a `batch` of one, an
-    interrupted search goes on from its history as if it had not been.
+    The generator of every proposal follows from the seed and the number of trials, as in :func:`sartor.run.search`: with a `batch` of
+    one, an interrupted search goes on from its history as if it had not been.
     """
     while len(explore.trials) < budget and not (explore.over and explore.trials):
         rng = np.random.default_rng((seed, len(explore.trials)))

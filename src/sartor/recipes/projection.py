@@ -274,7 +274,7 @@ class _Problem:
         for at in range(last, -1, -1):
             context, taken = plan.context_of(at, states), states[plan.order[at]]
             if at < position:
-                column = solution.tables[at][(slice(None), *context)]
+                column = solution.column(at, context)
                 losses = column.max() - column
                 for state in range(len(column)):
                     if state == taken or losses[state] == math.inf:
