@@ -73,7 +73,7 @@ def test_kill_9_at_ten_random_moments_loses_nothing(request_for: Callable[..., S
             continue
         assert process.returncode == 0, error.decode()
         break
-    assert kills >= 3, "the run was over before it could be killed"
+    assert kills == 10, "the run was over before it could be killed ten times"
     _grown(out, trials)
     result = json.loads((out / "result.json").read_text())
     assert result["status"] == "complete" and result["models"]
