@@ -134,4 +134,4 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Interval of a share among `count` cases (Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference")."""
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     reach = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return max(0.0, float(centre - reach)), min(1.0, float(centre + reach))
+    return max(0.0, min(share, float(centre - reach))), min(1.0, max(share, float(centre + reach)))
