@@ -65,7 +65,7 @@ def test_second_order_agrees_with_exact_differentiation_where_the_first_order_do
     assert float((found - exact).norm() / exact.norm()) <= 1e-2
     assert cosine(first_order, exact) <= 0.9
     assert all(torch.equal(w, b) for w, b in zip(problem.weights, before, strict=True)), "weights are put back bit for bit"
-    assert float(loss) != float(problem.loss(1, problem.weights, problem.alphas)), "the loss is that after the step"
+    assert float(loss) != problem.loss(1, problem.weights, problem.alphas).item(), "the loss is that after the step"
 
 
 def test_without_the_step_it_is_the_first_order_gradient() -> None:
