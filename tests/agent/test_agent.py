@@ -159,7 +159,7 @@ def test_who_hangs_up_stops_the_measurement(tmp_path: Path) -> None:
     [
         ("GET", "/", {}, 404),
         ("GET", "/v1/identity/../../../etc/passwd", {}, 404),
-        ("GET", "//v1/identity", {}, 404),
+        ("GET", "/v1/identity/", {}, 404),
         ("GET", "/v1/run", {}, 404),
         ("POST", "/v1/run/", {"Content_Type": wire.CONTENT_TYPE}, 404),
         ("POST", "/v1/identity", {}, 404),
