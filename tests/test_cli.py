@@ -18,7 +18,7 @@ from sartor.cli import main
 from sartor.request import SearchRequest
 
 HEAVY = ("torch", "onnx", "onnxruntime", "sklearn", "scipy", "pandas", "plotly", "matplotlib", "numpy", "pydantic", "lightgbm")
-COMMANDS = ("search", "bench", "resume", "report", "devices", "profile", "export", "baseline", "data", "spaces")
+COMMANDS = ("search", "bench", "train", "resume", "report", "devices", "profile", "export", "baseline", "data", "spaces")
 
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:

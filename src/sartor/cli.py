@@ -16,6 +16,7 @@ import typer
 from sartor import __version__
 from sartor.bench.command import bench
 from sartor.deploy.devices import Folder, devices, use_folder
+from sartor.deploy.train_cells import train
 from sartor.errors import UserError
 from sartor.report.profile_command import profile
 
@@ -266,6 +267,7 @@ def spaces(
 
 
 app.command()(bench)
+app.command()(train)
 
 
 def _request(given: dict[str, Any]) -> Any:

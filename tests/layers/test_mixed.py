@@ -19,10 +19,10 @@ from sartor.layers.mixed import (
     channel_norm,
     from_phases,
     mixed_sum,
-    pointwise_norm,
+    pointwise_norms,
     to_phases,
 )  # fmt: skip
-from sartor.layers.primitives import NONE, PRIMITIVES, Candidate, Node, candidate
+from sartor.layers.primitives import NONE, PRIMITIVES, Candidate, Node, candidate, terms_of
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -61,7 +61,7 @@ def test_pointwise_norm(dtype: torch.dtype, relu: bool, layout: torch.memory_for
         y = textbook_norm(F.conv2d(z, weight))
         return torch.relu(y) if relu else y
 
-    fast = outcome(lambda z, weight: pointwise_norm(z, weight, relu=relu), (z, weight))
+    fast = outcome(lambda z, weight: pointwise_norms([z], [weight], relu=relu)[0], (z, weight))
     assert worst(fast, outcome(textbook, (z, weight))) < TOLERANCE[dtype]
 
 
@@ -109,9 +109,9 @@ def node_outcome(
         xs = inputs[: len(sources)]
         if fast:
             nodes = [Node(x, stride) for x in xs]
-            found = [(edges[e][i].term(nodes[e]), shares[e, i]) for e, options in enumerate(support) for i in options if i != NONE]
-            terms = [term for term, _ in found if term is not None]
-            return mixed_sum(terms, torch.stack([share for _, share in found]))
+            taking_part = [(e, i) for e, options in enumerate(support) for i in options if i != NONE]
+            terms = [term for term in terms_of([(edges[e][i], nodes[e]) for e, i in taking_part]) if term is not None]
+            return mixed_sum(terms, torch.stack([shares[e, i] for e, i in taking_part]))
         return sum((shares[e, i] * edges[e][i](xs[e]) for e, options in enumerate(support) for i in options), start=torch.zeros(()))
 
     leaves = [x.detach().clone().requires_grad_() for x in (shares, *sources)]
@@ -153,7 +153,7 @@ def test_gradients_that_nobody_asks_for_are_not_computed() -> None:
 def test_a_constant_map_is_normalised_to_zero() -> None:
     """Variance zero: the textbook form divides by sqrt(eps), and so does this."""
     z = torch.ones(2, 3, 4, 4)
-    assert pointwise_norm(z, drawn(3, 3, 1, 1, dtype=torch.float32)).abs().max() < 1e-3
+    assert pointwise_norms([z], [drawn(3, 3, 1, 1, dtype=torch.float32)])[0].abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -167,10 +167,10 @@ def test_second_derivatives(stride: int) -> None:
         alpha, source = shares.clone().requires_grad_(), x.clone().requires_grad_()
         if fast:
             node = Node(source, stride)
-            terms = [(edges[e][i].term(node), alpha[e, i]) for e in range(2) for i in range(1, 8)]
-            inner = Node(mixed_sum([t for t, _ in terms if t is not None], torch.stack([a for _, a in terms])), 1)
-            last = [term for i in range(1, 8) if (term := again[i].term(inner)) is not None]
-            out = mixed_sum(last, alpha[0, 1:])
+            terms = terms_of([(edges[e][i], node) for e in range(2) for i in range(1, 8)])
+            weights = torch.stack([alpha[e, i] for e in range(2) for i in range(1, 8)])
+            inner = Node(mixed_sum([t for t in terms if t is not None], weights), 1)
+            out = mixed_sum([t for t in terms_of([(again[i], inner) for i in range(1, 8)]) if t is not None], alpha[0, 1:])
         else:
             middle = sum((alpha[e, i] * edges[e][i](source) for e in range(2) for i in range(1, 8)), start=torch.zeros(()))
             out = sum((alpha[0, i] * again[i](middle) for i in range(1, 8)), start=torch.zeros(()))

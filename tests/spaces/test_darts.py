@@ -201,6 +201,20 @@ def test_extracted_network_computes_the_same(net: DartsNet, seed: int) -> None:
     assert [op.signature for op in net.graph(arch)] == [op.signature for op in trace(plain, (3, 8, 8))]
 
 
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1))
+def test_factors_add_up_to_the_graph(seed: int) -> None:
+    """For every architecture, with no factor over more than four choices: exact expectations stay cheap."""
+    arch = SPACE.sample(np.random.default_rng(seed))
+    assert max(len(factor.scope) for factor in COSTED.factors()) == 4
+    found = [op.signature for factor in COSTED.factors() for op in factor.at(tuple(arch[name] for name in factor.scope))]
+    assert sorted(found) == sorted(op.signature for op in COSTED.graph(arch))
+
+
+with torch.device("meta"):
+    COSTED = DartsNet((3, 16, 16), 10, channels=4, cells=6)
+
+
 def test_it_keeps_the_promises_of_every_network(net: DartsNet) -> None:
     check(net, archs=1, batch=4)
 

@@ -8,7 +8,7 @@ and the statistics follow from the mean and the second moments (the Gram matrix)
 
 So convolution, normalisation and weighted sum of *all* candidates of *all* edges into a node are one accumulation of matrix products
 (:func:`mixed_sum`), which keeps nothing but the maps `z`; its gradients are matrix products too. The same holds in front of an activation
-(:func:`pointwise_norm`). Maps are kept in channels_last, in which a map is a matrix `(pixels, channels)` as it lies in memory.
+(:func:`pointwise_norms`). Maps are kept in channels_last, in which a map is a matrix `(pixels, channels)` as it lies in memory.
 
 A convolution of dilation 2 is an ordinary one on the four phases of its input (:func:`to_phases`), and so are its gradients, for which
 the libraries have slow kernels only. Everything is exact: it equals the textbook computation up to rounding. Where gradients are to be
@@ -59,51 +59,55 @@ def from_phases(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Folded:
-    """``norm(W z) = weight z - shift``, and what the gradient needs. Small matrices, in double precision."""
+    """``norm(W z) = weight z - shift`` of several maps, and what the gradients need. Small matrices, in double precision."""
 
-    weight: Tensor  # (outputs, inputs): W / sigma
-    shift: Tensor  # (outputs,): mean(W z) / sigma
-    inverse: Tensor  # (outputs,): 1 / sigma
-    gram: Tensor  # (inputs, inputs): mean of z z^T
-    mean: Tensor  # (inputs,): mean of z
+    weight: Tensor  # (maps, outputs, inputs): W / sigma
+    shift: Tensor  # (maps, outputs): mean(W z) / sigma
+    inverse: Tensor  # (maps, outputs): 1 / sigma
+    gram: Tensor  # (maps, inputs, inputs): mean of z z^T
+    mean: Tensor  # (maps, inputs): mean of z
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.weight, self.shift, self.inverse, self.gram, self.mean
 
 
-def _fold(z: Tensor, weight: Tensor, eps: float) -> _Folded:
-    """Statistics of ``z W^T`` for `z` `(pixels, inputs)`, without computing it."""
-    gram = (z.t() @ z).double() / len(z)
-    mean = z.sum(0).double() / len(z)
-    weight = weight.double()
-    centre = weight @ mean
-    variance = ((weight @ gram) * weight).sum(1) - centre * centre
+def _mean(rows: Sequence[Tensor]) -> Tensor:
+    """Means of the columns of several `(pixels, channels)`: `(maps, channels)`, double."""
+    return torch.stack([x.sum(0) / len(x) for x in rows]).double()
+
+
+def _fold(rows: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> _Folded:
+    """Statistics of every ``z W^T``, `z` `(pixels, inputs)`, without computing it. All weights have one shape."""
+    gram = torch.stack([z.t() @ z / len(z) for z in rows]).double()
+    mean, weight = _mean(rows), torch.stack(list(weights)).flatten(2).double()
+    centre = (weight @ mean[..., None])[..., 0]
+    variance = ((weight @ gram) * weight).sum(2) - centre * centre
     inverse = torch.rsqrt(variance.clamp_min(0.0) + eps)
-    return _Folded(inverse[:, None] * weight, inverse * centre, inverse, gram, mean)
+    return _Folded(inverse[..., None] * weight, inverse * centre, inverse, gram, mean)
 
 
 def _fold_backward(
-    dy: Tensor, mean_dy: Tensor, z: Tensor, f: _Folded, share: float, *, need_z: bool, need_weight: bool
-) -> tuple[Tensor | None, Tensor | None, float]:
-    """Gradients of ``share * norm(z W^T)`` `(pixels, outputs)` in `z`, `W` and `share`.
+    dys: Sequence[Tensor], mean_dy: Tensor, rows: Sequence[Tensor], f: _Folded, shares: Tensor, needed: Sequence[bool]
+) -> tuple[list[Tensor | None], Tensor, Tensor]:
+    """Gradients of ``shares[k] * norm(z_k W_k^T)`` `(pixels, outputs)` in the maps (where `needed`), the weights and the shares.
 
     With y = norm(z W^T), batch normalisation gives dz = share / sigma * (dy - mean(dy) - y * k) W, where k = mean(dy * y) by channel. As y
     is affine in z, k follows from the one product dy^T z, and dz from two products of rank `outputs`.
     """
-    pixels = len(z)
-    cross = (dy.t() @ z).double() / pixels
-    k = (cross * f.weight).sum(1) - mean_dy * f.shift
-    dz = dw = None
-    scaled = share * f.weight
-    if need_z:
-        constant = (f.shift * k - mean_dy) @ scaled
-        dz = torch.addmm(constant.to(z.dtype), dy, scaled.to(z.dtype))
-        dz.addmm_(z, (f.weight.t() @ (k[:, None] * scaled)).to(z.dtype), alpha=-1)
-    if need_weight:
-        covariance = f.weight @ f.gram - torch.outer(f.shift, f.mean)
-        dw = (share * pixels * f.inverse)[:, None] * (cross - torch.outer(mean_dy, f.mean) - k[:, None] * covariance)
-        dw = dw.to(z.dtype)
-    return dz, dw, pixels * float(k.sum())
+    pixels, kind = len(rows[0]), rows[0].dtype
+    cross = torch.stack([dy.t() @ z / pixels for dy, z in zip(dys, rows, strict=True)]).double()
+    k = (cross * f.weight).sum(2) - mean_dy * f.shift
+    scaled = shares[:, None, None] * f.weight
+    constant = ((f.shift * k - mean_dy)[:, None] @ scaled)[:, 0].to(kind)
+    product, factor = (f.weight.transpose(1, 2) @ (-k[..., None] * scaled)).to(kind), scaled.to(kind)
+    covariance = f.weight @ f.gram - f.shift[..., None] * f.mean[:, None]
+    dw = cross - mean_dy[..., None] * f.mean[:, None] - k[..., None] * covariance
+    dw = (pixels * shares[:, None] * f.inverse)[..., None] * dw
+    found = [
+        torch.addmm(constant[i], dy, factor[i]).addmm_(z, product[i]) if needed[i] else None
+        for i, (dy, z) in enumerate(zip(dys, rows, strict=True))
+    ]
+    return found, dw.to(kind), pixels * k.sum(1)
 
 
 def _textbook_gradients(
@@ -120,45 +124,55 @@ def _textbook_norm(z: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.batch_norm(F.conv2d(z, weight.flatten(1)[..., None, None]), None, None, None, None, training=True, eps=eps)
 
 
+def _as_grad(rows: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if rows is None else as_maps(rows, like.shape)
+
+
 class _PointwiseNorm(Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, weight: Tensor, relu: bool, eps: float) -> Tensor:
-        folded = _fold(as_rows(z), weight.flatten(1), eps)
-        y = F.conv2d(z, folded.weight.to(z.dtype)[..., None, None], -folded.shift.to(z.dtype))
+    def forward(ctx: Any, relu: bool, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:
+        zs, weights = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        folded = _fold([as_rows(z) for z in zs], weights, eps)
+        matrices, biases = folded.weight.to(zs[0].dtype)[..., None, None], (-folded.shift).to(zs[0].dtype)
+        ys = [F.conv2d(z, matrices[i], biases[i]) for i, z in enumerate(zs)]
         if relu:
-            y = torch.relu_(y)
+            ys = [torch.relu_(y) for y in ys]
         ctx.relu, ctx.eps = relu, eps
-        ctx.save_for_backward(z, weight, *((y,) if relu else ()), *folded.tensors())
-        return y
+        ctx.save_for_backward(*folded.tensors(), *tensors, *(ys if relu else ()))
+        return tuple(ys)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        z, weight, *saved = ctx.saved_tensors
+    def backward(ctx: Any, *dys: Tensor) -> tuple[Tensor | None, ...]:
+        small, saved, count = ctx.saved_tensors[:5], ctx.saved_tensors[5:], len(dys)
+        zs, weights = saved[:count], saved[count : 2 * count]
         if ctx.relu:
-            dy = torch.ops.aten.threshold_backward(dy, saved[0], 0)
+            dys = tuple(torch.ops.aten.threshold_backward(dy, y, 0) for dy, y in zip(dys, saved[2 * count :], strict=True))
+        needed = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            again = _textbook_gradients(lambda z, w: _textbook_norm(z, w, ctx.eps), (z, weight), ctx.needs_input_grad[:2], dy)
-            return *again, None, None
-        flat = as_rows(dy)
-        mean = flat.sum(0).double() / len(flat)
-        need_z, need_weight = ctx.needs_input_grad[:2]
-        dz, dw, _ = _fold_backward(flat, mean, as_rows(z), _Folded(*saved[-5:]), 1.0, need_z=need_z, need_weight=need_weight)
-        return None if dz is None else as_maps(dz, z.shape), None if dw is None else dw.view(weight.shape), None, None
+            norm = partial(_textbook_norm, eps=ctx.eps)
+            pairs = zip(zs, weights, needed[:count], needed[count:], dys, strict=True)
+            again = [_textbook_gradients(norm, (z, w), (need_z, need_w), dy) for z, w, need_z, need_w, dy in pairs]
+            return None, None, *(dz for dz, _ in again), *(dw for _, dw in again)
+        flat = [as_rows(dy) for dy in dys]
+        ones = small[0].new_ones(count)
+        dzs, dws, _ = _fold_backward(flat, _mean(flat), [as_rows(z) for z in zs], _Folded(*small), ones, needed[:count])
+        found = [dw.view(w.shape) if need else None for dw, w, need in zip(dws.unbind(0), weights, needed[count:], strict=True)]
+        return None, None, *(_as_grad(dz, z) for dz, z in zip(dzs, zs, strict=True)), *found
 
 
-def pointwise_norm(z: Tensor, weight: Tensor, *, relu: bool = False, eps: float = EPS) -> Tensor:
-    """1x1 convolution, batch normalisation by the batch's statistics without scale and shift, and ReLU if asked.
+def pointwise_norms(zs: Sequence[Tensor], weights: Sequence[Tensor], *, relu: bool = False, eps: float = EPS) -> tuple[Tensor, ...]:
+    """1x1 convolution, batch normalisation by the batch's statistics without scale and shift, and ReLU if asked, of several maps.
 
-    Equal to ``batch_norm(conv2d(z, weight), training=True)``, in one pass over `z` and one over the result.
+    Equal to ``batch_norm(conv2d(z, weight), training=True)`` for each, in one pass over `z` and one over the result.
 
     Args:
-        z: `(batch, inputs, H, W)`.
-        weight: `(outputs, inputs, 1, 1)`.
+        zs: at least one, each `(batch, inputs, H, W)`.
+        weights: as many, each `(outputs, inputs, 1, 1)`.
 
     Returns:
-        `(batch, outputs, H, W)`.
+        As many `(batch, outputs, H, W)`.
     """
-    found: Tensor = _PointwiseNorm.apply(z, weight, relu, eps)  # type: ignore[no-untyped-call]  # torch's Function.apply has no types
+    found: tuple[Tensor, ...] = _PointwiseNorm.apply(relu, eps, *zs, *weights)  # type: ignore[no-untyped-call]  # torch's has no types
     return found
 
 
@@ -204,7 +218,7 @@ def average_pool(x: Tensor, stride: int = 1) -> Tensor:
 class Term:
     """One summand of a node: a map `(batch, C, H, W)` as it is, or, with a `weight`, the normalised 1x1 convolution of it.
 
-    `phases`: the map is in the layout of :func:`to_phases`, and so is its convolution.
+    `phases`: the map is in the layout of :func:`to_phases`, and so is its convolution, which must have a weight.
     """
 
     map: Tensor
@@ -212,66 +226,83 @@ class Term:
     phases: bool = False
 
 
+def _by_shape(kinds: Sequence[tuple[bool, bool]], weights: Sequence[Tensor]) -> list[list[int]]:
+    """Numbers of the terms with a weight, those of one shape together: their small matrices are worked on at once."""
+    groups: dict[torch.Size, list[int]] = {}
+    for number, ((convolved, _), weight) in enumerate(zip(kinds, weights, strict=True)):
+        if convolved:
+            groups.setdefault(weight.shape, []).append(number)
+    return list(groups.values())
+
+
 class _MixedSum(Function):
     @staticmethod
     def forward(ctx: Any, kinds: Sequence[tuple[bool, bool]], eps: float, shares: Tensor, *tensors: Tensor) -> Tensor:
-        values, saved = shares.tolist(), []
-        folded: list[_Folded | None] = []
-        pairs = list(zip(tensors[::2], tensors[1::2], strict=True))
+        zs, weights = tensors[: len(kinds)], tensors[len(kinds) :]
+        rows, groups = [as_rows(z) for z in zs], _by_shape(kinds, weights)
+        values, double = shares.tolist(), shares.double()
+        matrices: dict[int, Tensor] = {}
         shift: dict[bool, Any] = {False: 0.0, True: 0.0}
-        for (convolved, phases), share, (z, weight) in zip(kinds, values, pairs, strict=True):
-            folded.append(_fold(as_rows(z), weight.flatten(1), eps) if convolved else None)
-            if (fold := folded[-1]) is not None:
-                shift[phases] = shift[phases] - share * fold.shift
+        saved: list[Tensor] = []
+        for group in groups:
+            folded = _fold([rows[i] for i in group], [weights[i] for i in group], eps)
+            matrices.update(zip(group, (double[group, None, None] * folded.weight).to(zs[0].dtype).unbind(0), strict=True))
+            shifts = double[group, None] * folded.shift
+            for phases in (False, True):
+                places = [place for place, i in enumerate(group) if kinds[i][1] == phases]
+                shift[phases] = shift[phases] - shifts[places].sum(0)
+            saved += folded.tensors()
+        shape = _sum_shape(kinds, list(zip(zs, weights, strict=True)))
         sums: dict[bool, Tensor] = {}
-        shape = _sum_shape(kinds, pairs)
-        for (_, phases), share, (z, _), fold in zip(kinds, values, pairs, folded, strict=True):
-            rows = as_rows(z)
+        for i, (_, phases) in enumerate(kinds):
             if phases not in sums:
-                start = torch.as_tensor(shift[phases], dtype=z.dtype, device=z.device)
-                sums[phases] = start.expand(len(rows), shape[1]).contiguous()
-            if fold is None:
-                sums[phases].add_(rows, alpha=share)
+                start = torch.as_tensor(shift[phases], dtype=zs[0].dtype, device=zs[0].device)
+                sums[phases] = start.expand(len(rows[i]), shape[1]).contiguous()
+            if i in matrices:
+                sums[phases].addmm_(rows[i], matrices[i].t())
             else:
-                sums[phases].addmm_(rows, (share * fold.weight.t()).to(z.dtype))
-                saved += fold.tensors()
+                sums[phases].add_(rows[i], alpha=values[i])
         ctx.kinds, ctx.eps = kinds, eps
         ctx.save_for_backward(shares, *tensors, *saved)
         return _joined(sums, shape)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        shares, *saved = ctx.saved_tensors
         count = len(ctx.kinds)
-        tensors, small = saved[: 2 * count], iter(saved[2 * count :])
+        shares, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             compute = partial(_textbook_sum, ctx.kinds, ctx.eps)
-            return None, None, *_textbook_gradients(compute, (shares, *tensors), ctx.needs_input_grad[2:], dy)
-        rows = {False: as_rows(dy).contiguous()}  # a slice of a concatenation's gradient is read many times
+            return None, None, *_textbook_gradients(compute, (shares, *saved[: 2 * count]), ctx.needs_input_grad[2:], dy)
+        zs, weights, small = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        need_shares, need_z, need_w = ctx.needs_input_grad[2], ctx.needs_input_grad[3 : 3 + count], ctx.needs_input_grad[3 + count :]
+        upstream = {False: as_rows(dy).contiguous()}  # a slice of a concatenation's gradient is read many times
         if any(phases for _, phases in ctx.kinds):
-            rows[True] = as_rows(to_phases(dy))
-        mean = rows[False].sum(0).double() / len(rows[False])
-        grads: list[Tensor | None] = []
-        d_shares: list[float] = []
-        for number, ((convolved, phases), share) in enumerate(zip(ctx.kinds, shares.tolist(), strict=True)):
-            z, weight = tensors[2 * number], tensors[2 * number + 1]
-            need_z, need_weight = ctx.needs_input_grad[3 + 2 * number : 5 + 2 * number]
-            upstream = rows[phases]
-            if not convolved:
-                d_shares.append(float(torch.dot(upstream.reshape(-1), as_rows(z).reshape(-1))) if ctx.needs_input_grad[2] else 0.0)
-                grads += [as_maps(upstream * share, z.shape) if need_z else None, None]
-                continue
-            fold = _Folded(*(next(small) for _ in range(5)))
-            dz, dw, d_share = _fold_backward(upstream, mean, as_rows(z), fold, share, need_z=need_z, need_weight=need_weight)
-            d_shares.append(d_share)
-            grads += [None if dz is None else as_maps(dz, z.shape), None if dw is None else dw.view(weight.shape)]
-        return None, None, torch.tensor(d_shares, dtype=shares.dtype, device=shares.device), *grads
+            upstream[True] = as_rows(to_phases(dy))
+        mean = _mean([upstream[False]])
+        dzs: list[Tensor | None] = [None] * count
+        dws: list[Tensor | None] = [None] * count
+        d_shares = shares.new_zeros(count, dtype=torch.float64)
+        for place, group in enumerate(_by_shape(ctx.kinds, weights)):
+            dys = [upstream[ctx.kinds[i][1]] for i in group]
+            found, dw, d_share = _fold_backward(
+                dys, mean, [as_rows(zs[i]) for i in group], _Folded(*small[5 * place : 5 * place + 5]), shares[group].double(),
+                [need_z[i] for i in group],
+            )  # fmt: skip
+            d_shares[group] = d_share
+            for i, dz, gradient in zip(group, found, dw.unbind(0), strict=True):
+                dzs[i], dws[i] = _as_grad(dz, zs[i]), gradient.view(weights[i].shape) if need_w[i] else None
+        for i, share in enumerate(shares.tolist()):
+            if not ctx.kinds[i][0]:
+                dzs[i] = as_maps(upstream[False] * share, zs[i].shape) if need_z[i] else None
+                if need_shares:
+                    d_shares[i] = torch.dot(upstream[False].view(-1), as_rows(zs[i]).reshape(-1))
+        return None, None, d_shares.to(shares.dtype), *dzs, *dws
 
 
 def _textbook_sum(kinds: Sequence[tuple[bool, bool]], eps: float, shares: Tensor, *tensors: Tensor) -> Tensor:
     total: Any = 0.0
     for number, (convolved, phases) in enumerate(kinds):
-        z, weight = tensors[2 * number], tensors[2 * number + 1]
+        z, weight = tensors[number], tensors[len(kinds) + number]
         value = _textbook_norm(z, weight, eps) if convolved else z
         total = total + shares[number] * (from_phases(value) if phases else value)
     found: Tensor = total
@@ -307,11 +338,11 @@ def mixed_sum(terms: Sequence[Term], shares: Tensor, *, eps: float = EPS) -> Ten
     """
     kinds = tuple((term.weight is not None, term.phases) for term in terms)
     nothing = shares.new_empty(0)
-    tensors = [t for term in terms for t in (term.map, nothing if term.weight is None else term.weight)]
+    tensors = [*(term.map for term in terms), *(nothing if term.weight is None else term.weight for term in terms)]
     found: Tensor = _MixedSum.apply(kinds, eps, shares, *tensors)  # type: ignore[no-untyped-call]
     return found
 
 
 __all__ = [
-    "EPS", "Term", "as_maps", "as_rows", "average_pool", "channel_norm", "from_phases", "mixed_sum", "pointwise_norm", "to_phases",
+    "EPS", "Term", "as_maps", "as_rows", "average_pool", "channel_norm", "from_phases", "mixed_sum", "pointwise_norms", "to_phases",
 ]  # fmt: skip

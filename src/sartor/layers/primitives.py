@@ -7,14 +7,15 @@ evaluated network, to which :func:`copy_weights` brings the weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sartor.layers.mixed import EPS, Term, average_pool, channel_norm, pointwise_norm, to_phases
+from sartor.layers.mixed import EPS, Term, average_pool, channel_norm, pointwise_norms, to_phases
+from sartor.layers.mixed_depthwise import depthwise_conv
 
 #: In the order of the published code, which is that of the options of every edge.
 PRIMITIVES = (
@@ -78,11 +79,28 @@ def pointwise(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 class Candidate(nn.Module):
-    """One option of an edge."""
+    """One option of an edge.
 
-    def term(self, node: Node) -> Term | None:
-        """Its summand; None adds nothing."""
+    `term` gives its summand, None adding nothing. A candidate that needs a normalised and activated map of its own first has `before`:
+    (map, weight) of the 1x1 convolution that makes it, to be normalised with those of other candidates; `term` is then given the result.
+    """
+
+    def before(self, node: Node) -> tuple[Tensor, Tensor] | None:
+        return None
+
+    def term(self, node: Node, inner: Tensor | None = None) -> Term | None:
         raise NotImplementedError
+
+
+def terms_of(candidates: Sequence[tuple[Candidate, Node]]) -> list[Term | None]:
+    """The summands of candidates, each on the edge from its node."""
+    befores = [option.before(node) for option, node in candidates]
+    waiting = [before for before in befores if before is not None]
+    inner = iter(pointwise_norms([z for z, _ in waiting], [w for _, w in waiting], relu=True) if waiting else ())
+    return [
+        option.term(node) if before is None else option.term(node, next(inner))
+        for (option, node), before in zip(candidates, befores, strict=True)
+    ]
 
 
 class Zero(Candidate):
@@ -95,7 +113,7 @@ class Zero(Candidate):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :, :: self.stride, :: self.stride] * 0.0
 
-    def term(self, node: Node) -> None:
+    def term(self, node: Node, inner: Tensor | None = None) -> None:
         return None
 
 
@@ -111,7 +129,7 @@ class Pool(Candidate):
             return _norm(F.max_pool2d(x, 3, self.stride, 1))
         return _norm(F.avg_pool2d(x, 3, self.stride, 1, count_include_pad=False))
 
-    def term(self, node: Node) -> Term:
+    def term(self, node: Node, inner: Tensor | None = None) -> Term:
         return Term(node.max_pool if self.kind == "max" else node.average_pool)
 
 
@@ -121,7 +139,7 @@ class Skip(Candidate):
     def forward(self, x: Tensor) -> Tensor:
         return x
 
-    def term(self, node: Node) -> Term:
+    def term(self, node: Node, inner: Tensor | None = None) -> Term:
         return Term(node.x)
 
 
@@ -140,7 +158,7 @@ class FactorizedReduce(Candidate):
     def forward(self, x: Tensor) -> Tensor:
         return _norm(self.join(torch.relu(x)))
 
-    def term(self, node: Node) -> Term:
+    def term(self, node: Node, inner: Tensor | None = None) -> Term:
         return Term(node.corners, torch.block_diag(self.conv_1.weight.flatten(1), self.conv_2.weight.flatten(1)))
 
 
@@ -156,9 +174,13 @@ class SeparableConv(Candidate):
         x = _norm(self.pointwise_1(self.depthwise_1(torch.relu(x))))
         return _norm(self.pointwise_2(self.depthwise_2(torch.relu(x))))
 
-    def term(self, node: Node) -> Term:
-        inner = pointwise_norm(self.depthwise_1(node.relu), self.pointwise_1.weight, relu=True)
-        return Term(self.depthwise_2(inner), self.pointwise_2.weight)
+    def before(self, node: Node) -> tuple[Tensor, Tensor]:
+        first = self.depthwise_1(node.relu) if node.stride == 2 else depthwise_conv(node.relu, self.depthwise_1.weight)
+        return first, self.pointwise_1.weight
+
+    def term(self, node: Node, inner: Tensor | None = None) -> Term:
+        assert inner is not None
+        return Term(depthwise_conv(inner, self.depthwise_2.weight), self.pointwise_2.weight)
 
 
 class DilatedConv(Candidate):
@@ -171,12 +193,11 @@ class DilatedConv(Candidate):
     def forward(self, x: Tensor) -> Tensor:
         return _norm(self.pointwise(self.depthwise(torch.relu(x))))
 
-    def term(self, node: Node) -> Term:
+    def term(self, node: Node, inner: Tensor | None = None) -> Term:
         if not node.divisible:
             return Term(self.depthwise(node.relu), self.pointwise.weight)
         x, phases = node.dilated
-        weight = self.depthwise.weight
-        return Term(F.conv2d(x, weight, None, 1, weight.shape[-1] // 2, 1, x.shape[1]), self.pointwise.weight, phases)
+        return Term(depthwise_conv(x, self.depthwise.weight), self.pointwise.weight, phases)
 
 
 def candidate(name: str, channels: int, stride: int) -> Candidate:
@@ -211,7 +232,7 @@ class PlainFactorizedReduce(nn.Module):
 
 
 def plain_operation(name: str, channels: int, stride: int, *, pool_norm: bool = False) -> nn.Module:
-    """A primitive as ordinary torch layers with batch normalisation that keeps statistics, without its leading ReLU: see :func:`activated`.
+    """A primitive as ordinary torch layers with batch normalisation that keeps statistics, without its leading ReLU (:func:`activated`).
 
     `pool_norm`: pools are normalised, as in the search network; in the evaluation network they are not.
     """
@@ -229,7 +250,7 @@ def plain_operation(name: str, channels: int, stride: int, *, pool_norm: bool = 
 
 
 def activated(name: str, stride: int) -> bool:
-    """Whether a primitive begins with a ReLU; one per node serves all that do."""
+    """Whether a primitive begins with a ReLU."""
     return name.endswith(("conv_3x3", "conv_5x5")) or (name == "skip_connect" and stride == 2)
 
 
@@ -243,5 +264,5 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
 __all__ = [
     "NONE", "PRIMITIVES", "SKIP", "Candidate", "FactorizedReduce", "Node", "PlainFactorizedReduce", "activated", "candidate",
-    "copy_weights", "depthwise", "plain_operation", "pointwise",
+    "copy_weights", "depthwise", "plain_operation", "pointwise", "terms_of",
 ]  # fmt: skip

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
 from sartor.extract import Net
+from sartor.hardware.cost import Factor
 from sartor.hardware.graph import OpGraph
 from sartor.layers.choice import AnyArch
 from sartor.layers.primitives import NONE, PRIMITIVES, copy_weights
 from sartor.spaces.darts_cell import CELLS, NODES, MixedCell, edge_name, inputs_name, normalised, pairs, plan_of, presence
+from sartor.spaces.darts_costs import cell_factors, constant_factor
 from sartor.spaces.darts_eval import GENOTYPES, CellNetwork, Genotype, check_genotype, check_size, genotype_named, reductions
-from sartor.spaces.darts_graph import op_graph
+from sartor.spaces.darts_graph import cell_shapes, op_graph
 
 #: Edges by the node that they enter, the normal cell's first: what edge normalisation weighs against each other.
 INCOMING: tuple[tuple[str, ...], ...] = tuple(
@@ -148,7 +150,7 @@ class DartsNet(Net):
     ) -> None:
         super().__init__(input_shape, classes)
         check_size(self.input_shape, channels, cells)
-        self.channels, self.fast, self.drops_skips = channels, fast, False
+        self.channels, self.k, self.fast, self.drops_skips = channels, k, fast, False
         width = 3 * channels
         self.stem = nn.Conv2d(self.input_shape[0], width, 3, padding=1, bias=False)
         self.stem_scale, self.stem_shift = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
@@ -185,11 +187,12 @@ class DartsNet(Net):
 
     def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
         """Logits. `drop_path` is the dropout of identities in a network of :meth:`skip_dropout`, else without effect."""
-        plans = {cell: plan_of(arch, cell, self.stem_scale) for cell in CELLS}
+        plans = {cell: plan_of(arch, cell, self.stem_scale, passing=self.k > 1) for cell in CELLS}
         rate = drop_path if self.drops_skips else 0.0
         x = normalised(self.stem(x.contiguous(memory_format=torch.channels_last)), self.fast)
         s0 = s1 = torch.relu(x * self.stem_scale.view(1, -1, 1, 1) + self.stem_shift.view(1, -1, 1, 1))
         out = s1
+        cell: Any  # a MixedCell; torch's containers hold modules of any kind
         for number, cell in enumerate(self.cells):
             out = cell(s0, s1, plans[cell.kind], self.fast, rate)
             if number + 1 < len(self.cells):
@@ -206,14 +209,16 @@ class DartsNet(Net):
         Raises:
             UserError: from a network with partial channels, whose operations have the weights of a part only.
         """
-        if any(cell.k > 1 for cell in self.cells):
+        cells: list[Any] = list(self.cells)
+        if self.k > 1:
             raise UserError("darts: a network with partial channels is for searching; extract from one with k=1")
         found = self.space.canonical(arch)
         plain = self._plain(found)
         copy_weights(self.stem, plain.stem)
-        plain.stem[1].weight.data.copy_(self.stem_scale.detach())
-        plain.stem[1].bias.data.copy_(self.stem_shift.detach())
-        for cell, twin in zip(self.cells, plain.cells, strict=True):
+        norm: Any = plain.stem[1]
+        norm.weight.data.copy_(self.stem_scale.detach())
+        norm.bias.data.copy_(self.stem_shift.detach())
+        for cell, twin in zip(cells, plain.cells, strict=True):
             cell.copy_to(twin, found)
         plain.classifier.load_state_dict(self.classifier.state_dict())
         return plain.to(self.stem.weight.dtype).train(self.training)
@@ -227,6 +232,12 @@ class DartsNet(Net):
                 genotype_of(key), self.input_shape, self.classes, channels=self.channels, cells=len(self.cells), pool_norm=True
             )
         return self._graphs[key]
+
+    @cached_property
+    def _factors(self) -> list[Factor]:
+        shapes = cell_shapes(self.input_shape, channels=self.channels, cells=len(self.cells))
+        found = [factor for cell in shapes for factor in cell_factors(cell, CELLS[cell.reduction])]
+        return [*found, constant_factor(self.graph, SPACE.at(0), found)]
 
 
 __all__ = [

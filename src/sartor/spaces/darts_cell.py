@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sartor.errors import UserError
-from sartor.layers.choice import AnyArch
+from sartor.layers.choice import AnyArch, Value
 from sartor.layers.mixed import EPS, Term, channel_norm, mixed_sum
 from sartor.layers.plain import shuffle_channels
-from sartor.layers.primitives import NONE, PRIMITIVES, SKIP, FactorizedReduce, Node, candidate, copy_weights, pointwise
+from sartor.layers.primitives import NONE, PRIMITIVES, SKIP, FactorizedReduce, Node, candidate, copy_weights, pointwise, terms_of
 from sartor.spaces.darts_eval import PlainCell
 
 CELLS = ("normal", "reduce")
@@ -65,8 +65,9 @@ class Entering:
 Plan = tuple[Entering, ...]
 
 
-def plan_of(arch: AnyArch, cell: str, like: Tensor) -> Plan:
-    """What enters the four nodes, weights in the type of `like`. `none` carries nothing and is no summand.
+def plan_of(arch: AnyArch, cell: str, like: Tensor, *, passing: bool = True) -> Plan:
+    """What enters the four nodes, weights in the type of `like`. `none` carries nothing and is no summand. Without `passing`, edges have
+    no sums of their weights: only channels that pass the operations by need them.
 
     Raises:
         UserError: if `arch` lacks an edge.
@@ -83,12 +84,21 @@ def plan_of(arch: AnyArch, cell: str, like: Tensor) -> Plan:
             if name not in arch:
                 raise UserError(f"the architecture has no choice '{name}', which the {cell} cell reads")
             value = arch[name]
-            shared = {i: w * weight for i, w in value.items()} if isinstance(value, Mapping) else {int(value): weight}
+            shared = _scaled(value, weight)
             entries += [(source, option) for option in shared if option != NONE]
             shares += [w for option, w in shared.items() if option != NONE]
-            totals[source] = sum(shared.values())
+            if passing:
+                totals[source] = sum(shared.values())
         plan.append(Entering(tuple(entries), _stacked(shares, like), tuple(totals), _stacked(list(totals.values()), like)))
     return tuple(plan)
+
+
+def _scaled(value: Value, weight: Any) -> dict[int, Any]:
+    if not isinstance(value, Mapping):
+        return {int(value): weight}
+    if isinstance(weight, float) and weight == 1.0:  # the common case: hundreds of small products less
+        return dict(value)
+    return {option: share * weight for option, share in value.items()}
 
 
 def _stacked(shares: Sequence[Any], like: Tensor) -> Tensor:
@@ -174,12 +184,14 @@ class MixedCell(nn.Module):
         return torch.cat(nodes[2:], 1)
 
     def _fast(self, target: int, nodes: list[Node], entering: Entering, skip_dropout: float) -> Tensor:
-        terms = []
-        for source, option in entering.entries:
-            node = nodes[source]
-            dropped = self._drops(source, option, skip_dropout)
-            terms.append(Term(F.dropout(node.x, skip_dropout)) if dropped else self.option(source, target, option).term(node))
-        return mixed_sum(terms, entering.shares) if terms else self._nothing(nodes[0].x)
+        dropped = [self._drops(source, option, skip_dropout) for source, option in entering.entries]
+        kept = [pair for pair, drop in zip(entering.entries, dropped, strict=True) if not drop]
+        found = iter(terms_of([(self.option(source, target, option), nodes[source]) for source, option in kept]))
+        terms = [
+            Term(F.dropout(nodes[source].x, skip_dropout)) if drop else next(found)
+            for (source, _), drop in zip(entering.entries, dropped, strict=True)
+        ]
+        return mixed_sum([term for term in terms if term is not None], entering.shares) if terms else self._nothing(nodes[0].x)
 
     def _textbook(self, target: int, nodes: list[Node], entering: Entering, skip_dropout: float) -> Tensor:
         total: Tensor | None = None

@@ -8,7 +8,7 @@ exports and profiles like any module; training asks :meth:`CellNetwork.training_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,44 +87,34 @@ class PlainCell(nn.Module):
         super().__init__()
         self.preprocess0 = PlainFactorizedReduce(before, channels) if after_reduction else _conv_norm(before, channels)
         self.preprocess1 = _conv_norm(previous, channels)
-        self.relu = nn.ReLU()
         self.ops = nn.ModuleDict()  # identities are not among them
-        self.plan: list[list[tuple[int, str, bool]]] = []  # node -> its (source, name in ops or "", reads the activated map)
+        self.plan: list[list[tuple[int, str]]] = []  # node -> its (source, name in ops or "")
         for node in range(4):
             entries = []
             for op, source in edges[2 * node : 2 * node + 2]:
                 stride = 2 if reduction and source < 2 else 1
                 name = "" if op == "skip_connect" and stride == 1 else f"edge{source}{node + 2}"
                 if name:
-                    self.ops[name] = plain_operation(op, channels, stride, pool_norm=pool_norm)
-                entries.append((source, name, activated(op, stride)))
+                    module = plain_operation(op, channels, stride, pool_norm=pool_norm)
+                    self.ops[name] = nn.Sequential(nn.ReLU(), module) if activated(op, stride) else module
+                entries.append((source, name))
             self.plan.append(entries)
-        self.activated = frozenset(source for entries in self.plan for source, _, active in entries if active)
 
     def forward(self, s0: Tensor, s1: Tensor) -> Tensor:
         return self.dropping(s0, s1, 0.0)
 
     def dropping(self, s0: Tensor, s1: Tensor, drop_path: float) -> Tensor:
         """`forward`, every operation but identities dropped for whole pictures at rate `drop_path` (FractalNet, Larsson et al. 2017)."""
-        nodes: list[Tensor] = []
-        active: list[Tensor | None] = []
-
-        def append(x: Tensor) -> None:
-            active.append(self.relu(x) if len(nodes) in self.activated else None)
-            nodes.append(x)
-
-        append(self.preprocess0(s0))
-        append(self.preprocess1(s1))
+        nodes = [self.preprocess0(s0), self.preprocess1(s1)]
         for entries in self.plan:
             parts = []
-            for source, name, activated_map in entries:
-                part = active[source] if activated_map else nodes[source]
-                assert part is not None
+            for source, name in entries:
+                part = nodes[source]
                 if name:
                     part = self.ops[name](part)
                     part = drop_path_of(part, drop_path) if drop_path > 0.0 else part
                 parts.append(part)
-            append(parts[0] + parts[1])
+            nodes.append(parts[0] + parts[1])
         return torch.cat(nodes[2:], 1)
 
 
@@ -235,6 +225,7 @@ class CellNetwork(nn.Module):
             s1 = self.relu(self.stem2(s0))
         auxiliary: Tensor | None = None
         out = s1
+        cell: Any  # a PlainCell; torch's containers hold modules of any kind
         for number, cell in enumerate(self.cells):
             out = cell.dropping(s0, s1, drop_path) if drop_path > 0.0 else cell(s0, s1)
             if number + 1 < len(self.cells):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from sartor.hardware.graph import Op, OpGraph
@@ -71,33 +72,40 @@ class _Writer:
     ) -> int:
         """The concatenated nodes."""
         entries = [(op, source, 2 if reduction and source < 2 else 1, 2 + number // 2) for number, (op, source) in enumerate(edges)]
-        active = {source for op, source, stride, _ in entries if activated(op, stride)}
-        raw = {source for op, source, stride, _ in entries if not activated(op, stride)}
         nodes: list[int] = []
-        relus: dict[int, int] = {}
+        fused = set()  # inputs whose one reader is a ReLU: their convolution does it
         for number, source in enumerate((s0, s1)):
             path = f"{name}.preprocess{number}"
-            fused = number in active and number not in raw and not (after_reduction and number == 0)
             if after_reduction and number == 0:
                 nodes.append(self.reduce(path, source, channels))
-            else:
-                nodes.append(self.conv(f"{path}.0", source, channels, act="relu" if fused else ""))
-            if number in active:
-                relus[number] = nodes[number] if fused else self.relu(f"{name}.relu{number}.relu", nodes[number])
+                continue
+            readers = [activated(op, stride) for op, start, stride, _ in entries if start == number]
+            fused |= {number} if readers == [True] else set()
+            nodes.append(self.conv(f"{path}.0", source, channels, act="relu" if number in fused else ""))
         for target in range(2, 6):
             parts = []
             for op, source, stride, to in entries:
-                if to == target:
-                    start = relus[source] if activated(op, stride) else nodes[source]
-                    path = f"{name}.edge{source}{target}"
-                    identity = op == "skip_connect" and stride == 1
-                    parts.append(start if identity else self.operation(op, path, start, stride, pool_norm))
+                if to != target:
+                    continue
+                path = f"{name}.edge{source}{target}"
+                start = nodes[source]
+                if activated(op, stride) and source not in fused:
+                    start = self.relu(f"{path}.relu", start)
+                identity = op == "skip_connect" and stride == 1
+                parts.append(start if identity else self.operation(op, path, start, stride, pool_norm))
             shape = self.shapes[parts[0]]
             nodes.append(self.add("add", f"{name}.node{target}.add", (parts[0], parts[1]), shape, shape))
-            if target in active:
-                relus[target] = self.relu(f"{name}.relu{target}.relu", nodes[target])
         joined = (4 * channels, *self.shapes[nodes[2]][1:])
         return self.add("concat", f"{name}.out.cat", tuple(nodes[2:]), joined, joined)
+
+
+def edge_ops(op: str, shape: Shape, stride: int, *, pool_norm: bool, relu: bool) -> tuple[Op, ...]:
+    """What an operation costs on an edge from a map of `shape`: its ops, with a ReLU of its own if `relu` and it begins with one."""
+    w = _Writer()
+    start = w.relu("relu", w.add("act", "map", (-1,), shape, shape, act="relu"))
+    if op != "skip_connect" or stride == 2:
+        w.operation(op, "edge", start, stride, pool_norm)
+    return tuple(w.ops[1 if relu and activated(op, stride) else 2 :])
 
 
 def op_graph(
@@ -123,4 +131,34 @@ def op_graph(
     return OpGraph(tuple(w.ops), input_shape), w.numel
 
 
-__all__ = ["op_graph"]
+@dataclass(frozen=True)
+class CellShapes:
+    """Where a cell stands: shapes of its two inputs, its channels, and the sides of its nodes."""
+
+    reduction: bool
+    after_reduction: bool
+    inputs: tuple[Shape, Shape]
+    channels: int
+
+    def source(self, number: int) -> Shape:
+        """Shape of a node as an edge finds it."""
+        height, width = self.inputs[1][1:]
+        return (self.channels, height, width) if number < 2 or not self.reduction else (self.channels, -(-height // 2), -(-width // 2))
+
+
+def cell_shapes(input_shape: Shape, *, channels: int, cells: int) -> list[CellShapes]:
+    """The cells of the network, first to last."""
+    height, width = input_shape[1:]
+    before = previous = (3 * channels, height, width)
+    found = []
+    after_reduction = False
+    for number in range(cells):
+        reduction = number in reductions(cells)
+        channels = 2 * channels if reduction else channels
+        found.append(CellShapes(reduction, after_reduction, (before, previous), channels))
+        height, width = (-(-height // 2), -(-width // 2)) if reduction else (height, width)
+        before, previous, after_reduction = previous, (4 * channels, height, width), reduction
+    return found
+
+
+__all__ = ["CellShapes", "cell_shapes", "edge_ops", "op_graph"]
