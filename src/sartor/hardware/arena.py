@@ -55,11 +55,15 @@ def place(
     alignment: int = 16,
     in_place: Collection[str] = NEVER,
     external: Iterable[int] = (),
+    online: bool = False,
 ) -> Arena:
     """Offsets of all activations of a graph executed in `order` (default: as given), for one image.
 
     An output that replaces its operand (`in_place`, see :mod:`sartor.hardware.memory`) lies at the operand's offset. Greedy packings by
     size, by size times lifetime and by time, each with the tightest and with the lowest gap, are tried; the smallest is kept.
+
+    `online` plans as a runtime does that places every tensor when it is made, into the tightest gap that is free then, without looking
+    ahead (ONNX Runtime's memory pattern): what such an arena holds, fragments included.
     """
     memory = Lifetimes(graph, bytes_per_value, in_place, external)
     groups = _groups(memory, list(range(len(graph)) if order is None else order), alignment)
@@ -69,6 +73,10 @@ def place(
         lambda group: (-sum(b.bytes * (b.last - b.first + 1) for b in group), group[0].first),
         lambda group: (group[0].first, -max(b.bytes for b in group)),
     ]
+    if online:
+        blocks = _pack(sorted(groups, key=keys[2]), True)
+        end = max((b.offset + b.bytes for b in blocks), default=0)
+        return Arena(tuple(sorted(blocks, key=lambda b: (b.first, b.offset))), end, bound)
     best: list[Block] = []
     size = -1
     for key, tightest in itertools.product(keys, (True, False)):
