@@ -17,6 +17,7 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.devices}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_rows(path)
     done = {(row["device"], row["measurements"], row["draw"], row["method"]) for row in rows}
     latency = table("nasbench201_latency")
     for size in sorted(options.sizes, key=lambda size: (size != 10, size)):  # the accepted figure first
@@ -107,8 +108,18 @@ def main() -> None:
                         row |= judge(predicted[unseen], truth[unseen])
                         rows.append(row)
                         file.write(json.dumps(row) + "\n")
+                        file.flush()
             print(f"{device}, {size} measurements: done", flush=True)
     show(rows, options)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows written so far; one that was cut short when a run was killed is dropped from the file as well."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def judge(predicted: Floats, truth: Floats) -> dict[str, float]:
@@ -117,7 +128,7 @@ def judge(predicted: Floats, truth: Floats) -> dict[str, float]:
     return {"spearman": float(spearmanr(predicted, truth).statistic), "within_10": float((np.abs(predicted / truth - 1) <= 0.1).mean())}
 
 
-def show(rows: list[dict[str, float]], options: argparse.Namespace) -> None:
+def show(rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Mean Spearman over draws by device and method at ten measurements, then the curve of the mean over devices."""
     devices = DEVICES[options.devices]
     names = list(dict.fromkeys(str(row["method"]) for row in rows))

@@ -94,6 +94,15 @@ class Bench:
         return figures | {f"width {name}": float(np.median((one.high - one.low) / one.centre)) for name, one in found.items()}
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows written so far; one that was cut short when a run was killed is dropped from the file as well."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def judge(predicted: Floats, truth: Floats) -> dict[str, float]:
     from scipy.stats import kendalltau
 
@@ -109,7 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "rows.jsonl"
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = read_rows(path)
     done = {(row["device"], row["method"], row["measurements"], row["split"]) for row in rows}
 
     def add(device: str, method: str, size: int, number: int, figures: Callable[[], dict[str, float]]) -> None:
