@@ -75,7 +75,30 @@ def test_live_edges_and_counts() -> None:
     found = CELL.features([cell(a="conv3", e="pool", d="conv3", c="conv1")])
     assert found["counts"].tolist() == [[0.0, 0.0, 2.0, 1.0]]  # skip, conv1 (leads nowhere), conv3, pool
     assert found["live"].shape == (1, 6 * 4) and found["live"].sum() == 3
-    assert {name: block.shape for name, block in CELL.features([]).items()} == {"live": (0, 24), "counts": (0, 4), "paths": (0, 40)}
+    shapes = {"live": (0, 24), "counts": (0, 4), "work": (0, 24), "load": (0, 4), "paths": (0, 40)}
+    assert {name: block.shape for name, block in CELL.features([]).items()} == shapes
+
+
+def test_what_is_applied_to_zeros_is_work_though_it_is_not_live() -> None:
+    behind = CELL.features([cell(d="skip_connect", f="conv3")])  # nothing enters node 2, whose edge to the output is computed all the same
+    assert behind["load"].tolist() == [[1.0, 0.0, 1.0, 0.0]] and behind["counts"].tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    assert same(cell(d="skip_connect", a="conv3", c="conv3"), cell(d="skip_connect"), "work", "load")  # leads nowhere: not computed
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, CELL.size - 1))
+def test_work_is_what_the_output_needs(number: int) -> None:
+    """By recursion from the output; what is live is among it."""
+    labels = CELL.labels(CELL.at(number))
+
+    def needed(node: int) -> set[str]:
+        entering = {name: source for name, (source, target) in EDGES.items() if target == node and labels[name] != "none"}
+        return set(entering).union(*(needed(source) for source in entering.values())) if entering else set()
+
+    found = CELL.features([CELL.at(number)])
+    at_work = {name for name, on in zip(EDGES, found["work"].reshape(6, 4).any(axis=1), strict=True) if on}
+    live = {name for name, on in zip(EDGES, found["live"].reshape(6, 4).any(axis=1), strict=True) if on}
+    assert at_work == needed(3) and live <= at_work
 
 
 def test_it_is_the_space_of_its_choices() -> None:

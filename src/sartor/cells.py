@@ -1,7 +1,9 @@
 """Cells: spaces in which every choice is the operation on one edge of a small graph, and what their structure tells before any training.
 
 Two cells that are spelled differently may compute the same: edges that carry nothing, or from which nothing reaches the output, do not
-count, and a skip connection joins two nodes into one. The features say what is left. They are structure alone: nothing measured is in them.
+count, and a skip connection joins two nodes into one. The features say what is left. What is left to be computed is another matter: an
+operation behind a `none` is applied to zeros, which takes as long as anything else if its result reaches the output. Features are structure
+alone: nothing measured is in them.
 """
 
 from __future__ import annotations
@@ -17,6 +19,10 @@ from sartor.errors import UserError
 _MOST_PATH_COLUMNS = 2000
 
 
+COST_FEATURES = ("work", "load")
+"""Groups of :meth:`CellSpace.features` that tell what a cell costs, and not what it computes."""
+
+
 class CellSpace(Space):
     """A directed acyclic graph whose edges choose among `ops`; the first node is the input, the last the output, a node sums what enters.
 
@@ -29,6 +35,8 @@ class CellSpace(Space):
     Raises:
         UserError: for edges that run backwards, and if `none` or `skip` is no operation.
     """
+
+    cost_features = COST_FEATURES
 
     def __init__(
         self,
@@ -67,7 +75,8 @@ class CellSpace(Space):
 
         `live`: the operation of every edge that lies on a path from input to output, one-hot. `counts`: how often each operation is on such
         an edge. `paths`: how many paths apply each sequence of operations, skip connections contracted (the path encoding of White et al.
-        2021, section 4, on the contracted graph); left out for cells with too many sequences.
+        2021, section 4, on the contracted graph); left out for cells with too many sequences. `work` and `load` are `live` and `counts` of
+        what is computed: of the edges from which the output can be reached, whether or not the input reaches them.
         """
         ops = np.array([[arch[name] for name in self.edges] for arch in archs], dtype=np.int64).reshape(len(archs), len(self.edges))
         carries = ops != self._ops.index(self._none)
@@ -86,8 +95,14 @@ class CellSpace(Space):
             codes.append(code)
             alive.append(open_path)
         shown = [i for i in range(len(self._ops)) if self._ops[i] != self._none]
-        hot = np.stack([(ops == op) & live for op in shown], axis=2)
+
+        def hot_of(edges: np.ndarray) -> np.ndarray:
+            return np.stack([(ops == op) & edges for op in shown], axis=2)
+
+        hot = hot_of(live)
         groups = {"live": hot.reshape(len(ops), len(self.edges) * len(shown)).astype(float), "counts": hot.sum(axis=1).astype(float)}
+        work = hot_of(self._leading(carries))
+        groups |= {"work": work.reshape(len(ops), len(self.edges) * len(shown)).astype(float), "load": work.sum(axis=1).astype(float)}
         columns = self._sequences(len(real))
         if columns is not None:
             paths = np.zeros((len(ops), len(columns)))
@@ -97,6 +112,17 @@ class CellSpace(Space):
                 np.add.at(paths, (np.flatnonzero(open_path), where[code[open_path]]), 1.0)
             groups["paths"] = paths
         return groups
+
+    def _leading(self, carries: np.ndarray) -> np.ndarray:
+        """Which edges carry something from which the output can be reached `(n, edges)`."""
+        leads = np.zeros((len(carries), self._output + 1), dtype=bool)
+        leads[:, self._output] = True
+        found = np.zeros_like(carries)
+        # Backwards through the nodes: edges run from lower to higher ones.
+        for position, (source, target) in sorted(enumerate(self.edges.values()), key=lambda item: -item[1][1]):
+            found[:, position] = carries[:, position] & leads[:, target]
+            leads[:, source] |= found[:, position]
+        return found
 
     def _sequences(self, kinds: int) -> list[int] | None:
         """The code of every sequence of operations that a path can have; None if they are too many."""

@@ -48,6 +48,19 @@ def test_exact_hypervolume_improvement_is_the_mean_over_draws(logarithmic: tuple
     assert empty == pytest.approx(alone)
 
 
+@pytest.mark.parametrize("logarithmic", [(False, False), (True, True), (True, False)])
+def test_what_is_out_of_reach_is_left_out_and_nothing_else(monkeypatch: pytest.MonkeyPatch, logarithmic: tuple[bool, bool]) -> None:
+    """Candidates whose optimistic point the front dominates have no improvement to speak of; the others keep theirs to the last bit."""
+    front, reference = np.array([[0.3, 1.5], [0.9, 0.8], [1.6, 0.2]]), np.array([2.5, 2.2])
+    mean, deviation = RNG.uniform(-1.0, 2.0, (300, 2)), RNG.uniform(0.01, 0.1, (300, 2))
+    found = acq.expected_hypervolume_improvement(mean, deviation, front, reference, logarithmic=logarithmic)
+    monkeypatch.setattr(acq, "_FAR", 1e6)
+    every = acq.expected_hypervolume_improvement(mean, deviation, front, reference, logarithmic=logarithmic)
+    left_out = found == 0
+    assert 20 < left_out.sum() < 290
+    assert np.array_equal(found[~left_out], every[~left_out]) and (every[left_out] < 1e-6).all()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 12), st.integers(0, 10_000))
 def test_boxes_measure_the_improvement_of_any_point(m: int, count: int, seed: int) -> None:

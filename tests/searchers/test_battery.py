@@ -55,7 +55,7 @@ GOLDEN: dict[str, str] = {
     "asha": "c8d9b6bc0d41",
     "reinforce": "0cdae221adf7",
     "ppo": "9aca8dfa8ceb",
-    "bayes": "4638c7a2c16b",
+    "bayes": "7bdb458342f3",
     "bananas": "e39802c6a926",
     "linas": "f48d48a4ef86",
 }

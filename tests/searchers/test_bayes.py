@@ -158,6 +158,25 @@ def test_structure_helps_where_a_space_offers_it() -> None:
     assert errors[CellSpace] < 0.6 * errors[Space]
 
 
+def test_the_whole_space_kept_up_to_date_is_the_models_conditioned_anew() -> None:
+    """Two objectives, failures among them; asked at every step, or once at the end by another searcher: the same proposals."""
+    steady, late = (BayesianOptimisation(SPACE, TWO) for _ in range(2))
+    trials: list[Trial] = []
+    for number in range(24):
+        (proposal,) = steady.ask(trials, [], 1, np.random.default_rng(number))
+        trials.append(Trial(number, proposal.arch, evaluate(proposal.arch) if number % 7 != 3 else {}))
+    state = steady._fold(trials)
+    kept_up, models = steady._everywhere(state), steady._models(state)
+    assert kept_up is not None and models is not None and set(kept_up) == set(models)
+    some = steady._pool.everything.rows[::97]
+    for key, model in models.items():
+        exact = model.gp.posterior(some)
+        assert kept_up[key].mean[::97] == pytest.approx(exact.mean, abs=1e-6)
+        assert kept_up[key].posterior.variance[::97] == pytest.approx(exact.variance, abs=1e-6)
+    asked = [searcher.ask(trials, [], 3, np.random.default_rng(5)) for searcher in (steady, late)]
+    assert asked[0] == asked[1]
+
+
 def test_memory_is_bounded() -> None:
     """3000 trials: at most twice `memory` are learnt from, the best among them, whether folded at once or in steps."""
     rng = np.random.default_rng(0)
@@ -177,6 +196,7 @@ def test_mistakes_are_said() -> None:
     for settings, message in (
         ({"acquisition": "magic"}, "'improvement' or 'thompson', got 'magic'"),
         ({"scale": "cubic"}, "scale"),
+        ({"scale": "scores"}, "of a single objective"),  # TWO has two
         ({"initial": 1}, "initial must be at least 2, got 1"),
         ({"reference": {"latency_ms": 3.0}}, "'accuracy'"),
     ):

@@ -6,7 +6,7 @@ from scipy.optimize import check_grad
 
 from sartor.arch import Space
 from sartor.searchers.embedding import Embedding
-from sartor.searchers.gp import GP, Hyper, Kernel, _negative_likelihood, _squared, covariance, fit
+from sartor.searchers.gp import GP, Hyper, Kernel, Tracked, _negative_likelihood, _squared, covariance, fit, prior_variance
 
 SPACE = Space({f"c{i}": ["u", "v", "w"] for i in range(5)})
 EMBEDDING = Embedding(SPACE)
@@ -69,21 +69,23 @@ def test_left_out_errors_are_those_of_refitting() -> None:
 
 def test_gradients_of_the_likelihood() -> None:
     x, y = sample(25)
+    linear = [1, 3]
     distances = np.stack([_squared(x[:, EMBEDDING.group == g]) for g in range(5)])
+    products = np.stack([x[:, EMBEDDING.group == g] @ x[:, EMBEDDING.group == g].T for g in linear])
     used = HYPER.weights > 0
-    start = np.concatenate([np.log(HYPER.weights[used]), np.log(HYPER.variances), [np.log(HYPER.noise)]])
+    start = np.log(np.concatenate([HYPER.weights[used], HYPER.variances, [0.4, 0.7], [HYPER.noise]]))
 
     def hyper(theta: np.ndarray) -> Hyper:
-        weights = np.zeros_like(HYPER.weights)
-        weights[used] = np.exp(theta[: used.sum()])
-        return Hyper(weights, np.exp(theta[used.sum() : -1]), float(np.exp(theta[-1])))
+        weights, effects = np.zeros_like(HYPER.weights), np.zeros(5)
+        weights[used], effects[linear] = np.exp(theta[: used.sum()]), np.exp(theta[-3:-1])
+        return Hyper(weights, np.exp(theta[used.sum() : -3]), float(np.exp(theta[-1])), effects)
 
     def value(theta: np.ndarray) -> float:
-        return _negative_likelihood(distances, y, hyper(theta))[0]
+        return _negative_likelihood(distances, products, y, hyper(theta), linear)[0]
 
     def gradient(theta: np.ndarray) -> np.ndarray:
-        _, weights, variances, noise = _negative_likelihood(distances, y, hyper(theta))
-        return np.concatenate([weights[used], variances, [noise]])
+        _, weights, variances, effects, noise = _negative_likelihood(distances, products, y, hyper(theta), linear)
+        return np.concatenate([weights[used], variances, effects, [noise]])
 
     assert check_grad(value, gradient, start) < 1e-4
 
@@ -99,3 +101,42 @@ def test_fit_finds_which_choices_matter() -> None:
     assert found.noise < Hyper.prior(kernel).noise
     twice, noisy = EMBEDDING.rows(archs[:40] * 2), rng.normal(size=80)  # each architecture has two independent values
     assert fit(twice, (noisy - noisy.mean()) / noisy.std(), kernel).noise > 0.2
+
+
+def test_a_tracked_process_is_the_conditioned_one_and_does_not_depend_on_when_it_was_asked() -> None:
+    """Rows one at a time, from none at all too: the same posterior as conditioning on all, draws and fantasies included."""
+    x, y = sample(40)
+    exact = GP.condition(x, y, KERNEL, HYPER).posterior(ROWS)
+    for first in (0, 1, 25, 40):
+        asked, quiet = Tracked(ROWS, x[:first], KERNEL, HYPER), Tracked(ROWS, x[:first], KERNEL, HYPER)
+        for n in range(first, 40):
+            if n:
+                asked.posterior(y[:n])
+            asked.add(x[n])
+            quiet.add(x[n])
+        found = asked.posterior(y)
+        assert found.mean == pytest.approx(exact.mean, abs=1e-7) and found.variance == pytest.approx(exact.variance, abs=1e-7)
+        assert np.array_equal(found.mean, quiet.posterior(y).mean) and np.array_equal(found.variance, quiet.posterior(y).variance)
+    some = np.array([3, 50, 51])
+    taken, whole = found.take(some), found.believe(50)
+    assert taken.believe(1).variance == pytest.approx(whole.variance[some], abs=1e-7)
+    assert taken.draw(3, np.random.default_rng(0)).shape == (3, 3)
+
+
+def test_linear_effects_reach_beyond_what_was_seen() -> None:
+    """Learnt on numbers up to 6, a straight line is known at 12; without the linear effect the mean comes back."""
+    x = np.arange(7.0)[:, None] / 3
+    line = Kernel(np.array([0]), ((0,),), (0,))
+    y = (x[:, 0] - x.mean()) / x.std()
+    far = np.array([[4.0]])
+    reached = GP.condition(x, y, line, fit(x, y, line)).posterior(far).mean[0]
+    plain = Kernel(np.array([0]), ((0,),))
+    fallen = GP.condition(x, y, plain, fit(x, y, plain)).posterior(far).mean[0]
+    truth = (4.0 - x.mean()) / x.std()
+    assert abs(reached - truth) < 0.2 * truth and fallen < 0.7 * truth
+    hyper = fit(x, y, line)
+    tracked = Tracked(np.vstack([x, far]), x[:3], line, hyper)
+    for row in x[3:]:
+        tracked.add(row)
+    assert tracked.posterior(y).mean[-1] == pytest.approx(reached, abs=1e-6)
+    assert prior_variance(x, line, hyper) == pytest.approx(np.diag(covariance(x, x, line, hyper)))

@@ -27,7 +27,7 @@ def test_losses_are_minimised_and_have_an_inverse(metric: str, one: float, other
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(0.001, 1000), min_size=2, max_size=30), st.sampled_from(["log", "scores"]))
+@given(st.lists(st.floats(0.001, 1000), min_size=2, max_size=30), st.sampled_from(["log", "gap", "scores"]))
 def test_warps_are_monotone_and_standardise(values: list[float], scale: str) -> None:
     array = np.array(values)
     warp = Warp.of(array, scale)  # type: ignore[arg-type]
@@ -37,6 +37,16 @@ def test_warps_are_monotone_and_standardise(values: list[float], scale: str) -> 
     if np.ptp(array) > 1e-3 * array.max():
         assert heights.mean() == pytest.approx(0, abs=1e-6) and heights.std() == pytest.approx(1, abs=1e-6)
         assert warp.inverse(heights) == pytest.approx(array, rel=1e-5)
+
+
+def test_the_gap_scale_is_finest_near_the_best() -> None:
+    """The same step of a loss is worth more the nearer it is to the best, more so than on the logarithmic scale, and never less again."""
+    values = np.array([0.06, 0.07, 0.09, 0.12, 0.3, 0.9])
+    steps = {scale: np.diff(Warp.of(values, scale)(np.array([0.06, 0.065, 0.3, 0.305]))) for scale in ("log", "gap")}  # type: ignore[arg-type]
+    near, far = ({scale: step[i] for scale, step in steps.items()} for i in (0, 2))
+    assert near["gap"] / far["gap"] > 1.5 * near["log"] / far["log"] > 1
+    constant = Warp.of(np.full(4, 0.25), "gap")
+    assert np.isfinite(constant(np.array([0.2, 0.25, 0.3]))).all()
 
 
 def test_losses_of_failed_and_partial_trials_are_nan() -> None:
@@ -59,8 +69,8 @@ def test_pools_hold_what_is_unvisited() -> None:
     visited = Visited(space)
     for number in range(0, space.size, 3):
         visited.add(space.at(number))
-    whole = Pool(space, embedding, 2000, 10).candidates(visited, [], lambda rows: rows[:, 0], rng)
-    assert set(whole.archs) == {arch for arch in space if arch not in visited}
+    whole = Pool(space, embedding, 2000, 10).unvisited(visited)
+    assert [arch for arch, free in zip(whole.archs, whole.free, strict=True) if free] == [arch for arch in space if arch not in visited]
     best = space.at(500)
     drawn = Pool(space, embedding, 0, 200).candidates(visited, [best], lambda rows: -((rows - embedding.rows([best])) ** 2).sum(1), rng)
     assert not any(arch in visited for arch in drawn.archs) and len(set(drawn.archs)) == len(drawn.archs) <= 200

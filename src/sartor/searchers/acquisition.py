@@ -12,6 +12,7 @@ from sartor import pareto
 
 Floats = NDArray[np.float64]
 
+_FAR = 5.0  # deviations below its mean at which a candidate is no longer expected (one in three million)
 _HALF_LOG_2PI = 0.5 * np.log(2 * np.pi)
 
 
@@ -76,11 +77,24 @@ def expected_hypervolume_improvement(
     inside = front[(front < reference).all(axis=1)].reshape(-1, 2)
     inside = inside[pareto.front(inside)] if len(inside) else inside
     inside = inside[np.argsort(inside[:, 0])]
+    hopeful = _reach(mean - _FAR * deviation, inside, reference, logarithmic)
+    if not hopeful.all():
+        found = np.zeros(len(mean))
+        part = mean[hopeful], deviation[hopeful]
+        found[hopeful] = expected_hypervolume_improvement(*part, front, reference, logarithmic=logarithmic) if hopeful.any() else 0.0
+        return found
     right = np.append(inside[:, 0], reference[0])  # right ends of the strips; the first reaches to -inf on the left
     height = np.append(reference[1], inside[:, 1])
     widths = _partial(right, mean[:, 0], deviation[:, 0], logarithmic[0])
     widths[:, 1:] -= widths[:, :-1].copy()
     return (np.maximum(widths, 0.0) * _partial(height, mean[:, 1], deviation[:, 1], logarithmic[1])).sum(1)
+
+
+def _reach(optimistic: Floats, stairs: Floats, reference: Floats, logarithmic: tuple[bool, bool]) -> NDArray[np.bool_]:
+    """Which of `optimistic` (m, 2) are not dominated by `stairs`, a front by rising first objective, and lie below the reference."""
+    columns = [np.exp(column) if log else column for column, log in zip(optimistic.T, logarithmic, strict=True)]
+    lowest = np.append(np.inf, stairs[:, 1])[np.searchsorted(stairs[:, 0], columns[0], side="right")]  # second objective reached so far
+    return (columns[0] < reference[0]) & (columns[1] < np.minimum(lowest, reference[1]))  # type: ignore[no-any-return]
 
 
 def _partial(bounds: Floats, mean: Floats, deviation: Floats, logarithmic: bool) -> Floats:

@@ -74,6 +74,9 @@ class Visited:
     def __len__(self) -> int:
         return len(self._archs)
 
+    def __iter__(self) -> Iterator[Arch]:
+        return iter(self._archs)
+
     def add(self, arch: Arch) -> bool:
         """Whether `arch` was new."""
         if arch in self._archs:

@@ -34,6 +34,8 @@ class Embedding:
         names: the groups, in the order of their columns.
         group: number of the group of every column, `(columns,)`.
         choices: how many of the groups are choices; the others are features.
+        cost_features: numbers of the feature groups that tell what an architecture costs, and not what it computes; a space names them in
+            an attribute `cost_features`.
     """
 
     def __init__(self, space: Space, features: Features | None = None) -> None:
@@ -47,6 +49,8 @@ class Embedding:
         for name, (columns, _) in self._scales.items():
             groups.append(np.full(columns, len(self.names)))
             self.names.append(name)
+        own: Sequence[str] = getattr(space, "cost_features", ()) if features is None else ()
+        self.cost_features = tuple(i for i, name in enumerate(self.names) if i >= self.choices and name in own)
         self.group: NDArray[np.int64] = np.concatenate([*groups, np.zeros(0, dtype=np.int64)]).astype(np.int64)
 
     def rows(self, archs: Sequence[Arch]) -> Floats:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sartor.arch import Arch, Space
 from sartor.searchers.base import Visited
@@ -18,10 +20,11 @@ _REFINED = 0.3  # share of mutants of the pool's own best
 
 @dataclass(frozen=True)
 class Candidates:
-    """Architectures that are not visited, and their embedded rows `(n, columns)`."""
+    """Architectures, their embedded rows `(n, columns)`, and which of them are not visited `(n,)`."""
 
     archs: Sequence[Arch]
     rows: Floats
+    free: NDArray[np.bool_]
 
 
 class Pool:
@@ -33,21 +36,33 @@ class Pool:
     def __init__(self, space: Space, embedding: Embedding, whole: int, size: int) -> None:
         self._space, self._embedding, self._size = space, embedding, size
         self.is_whole = space.size <= whole
-        self._everything: Candidates | None = None
+
+    @cached_property
+    def everything(self) -> Candidates:
+        """Every architecture of the space."""
+        archs = list(self._space)
+        return Candidates(archs, self._embedding.rows(archs), np.ones(len(archs), dtype=bool))
+
+    @cached_property
+    def position(self) -> dict[Arch, int]:
+        """Where an architecture stands in `everything`."""
+        return {arch: i for i, arch in enumerate(self.everything.archs)}
+
+    def unvisited(self, visited: Visited) -> Candidates:
+        """`everything`, with what is not visited free."""
+        free = self.everything.free.copy()
+        free[[self.position[arch] for arch in visited if arch in self.position]] = False
+        return replace(self.everything, free=free)
 
     def candidates(
         self, visited: Visited, parents: Sequence[Arch], promise: Callable[[Floats], Floats], rng: np.random.Generator
     ) -> Candidates:
-        """Args:
-        parents: the best architectures so far, best first.
-        promise: scores rows (n, columns) -> (n,), higher is better; asked once, for a pool that is not the whole space.
+        """Drawn for one proposal or batch, all of them free.
+
+        Args:
+            parents: the best architectures so far, best first.
+            promise: scores rows (n, columns) -> (n,), higher is better; asked once.
         """
-        if self.is_whole:
-            if self._everything is None:
-                archs = list(self._space)
-                self._everything = Candidates(archs, self._embedding.rows(archs))
-            left = [i for i, arch in enumerate(self._everything.archs) if arch not in visited]
-            return Candidates([self._everything.archs[i] for i in left], self._everything.rows[left])
         refined = int(_REFINED * self._size)
         drawn = int(_RANDOM * self._size) if parents else self._size - refined
         found: dict[Arch, None] = {}
@@ -60,7 +75,8 @@ class Pool:
         best = [archs[i] for i in np.argsort(-promise(rows), kind="stable")[:20]] if archs else []
         self._mutants(best, refined, found, visited, rng)
         new = list(found)[len(archs) :]
-        return Candidates([*archs, *new], np.vstack([rows, self._embedding.rows(new)]))
+        both = [*archs, *new]
+        return Candidates(both, np.vstack([rows, self._embedding.rows(new)]), np.ones(len(both), dtype=bool))
 
     def _mutants(self, parents: Sequence[Arch], count: int, found: dict[Arch, None], visited: Visited, rng: np.random.Generator) -> None:
         """Of each parent in turn; one to three mutations, so that a neighbourhood that is visited is left."""

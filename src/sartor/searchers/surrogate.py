@@ -1,7 +1,8 @@
 """Gaussian-process models of every metric that the goals read, each on a scale on which a Gaussian is sensible.
 
 Metrics become *losses*: positive numbers that are minimised (accuracy is turned into error, throughput into its inverse). A loss is
-modelled as its logarithm, or as the normal score of its rank (Salinas, Shen & Perrone 2020, "A Quantile-Based Approach for Hyperparameter
+modelled as its logarithm, as the logarithm of its distance to the best (a scale that is finer the closer to it), or as the normal score of
+its rank (Salinas, Shen & Perrone 2020, "A Quantile-Based Approach for Hyperparameter
 Transfer Learning", section 4), in which neither the scale nor a heavy tail of bad architectures matters. Missing values and failures are
 left out of a metric's model; that an architecture may fail is modelled by itself.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sartor import pareto
 from sartor.goals import METRICS, Goals, Limit
@@ -20,9 +22,10 @@ from sartor.searchers.constraints import Constrained
 from sartor.searchers.gp import GP, Floats, Hyper, Kernel, Posterior, fit
 from sartor.trial import Trial
 
-Scale = Literal["log", "scores"]
+Scale = Literal["log", "gap", "scores"]
 WORKS = "works"  # the column that tells trials with all metrics (-1) from others (1)
 _LEAST = 1e-4  # added to a loss before the logarithm, so that a perfect accuracy has one
+_GAP = 0.3  # added to the distance to the best before the logarithm, in units of the median distance
 
 
 def loss(metric: str, value: float) -> float:
@@ -101,13 +104,17 @@ def best_and_latest(goals: Goals, trials: Sequence[Trial], count: int) -> list[T
 
 @dataclass(frozen=True)
 class Warp:
-    """A monotone map of losses onto the scale of a model, on which the training targets have mean 0 and deviation 1."""
+    """A monotone map of losses onto the scale of a model, on which the training targets have mean 0 and deviation 1.
+
+    Unless it is of scores, it is the standardised logarithm of the loss plus `offset`.
+    """
 
     scale: Scale
     knots: Floats
     heights: Floats
     shift: float
     width: float
+    offset: float = _LEAST
 
     @staticmethod
     def of(values: Floats, scale: Scale) -> Warp:
@@ -119,20 +126,24 @@ class Warp:
             scores = ndtri((rankdata(values) - 0.5) / len(values))
             knots, first = np.unique(values, return_index=True)
             heights = scores[first]
-        raw = _raw(values, scale, knots, heights)
-        return Warp(scale, knots, heights, float(raw.mean()), float(raw.std()) or 1.0)
+        offset = _LEAST
+        if scale == "gap":
+            best = float(values.min())
+            offset = _GAP * max(float(np.median(values)) - best, 1e-3 * abs(best), 1e-9) - best
+        raw = _raw(values, scale, knots, heights, offset)
+        return Warp(scale, knots, heights, float(raw.mean()), float(raw.std()) or 1.0, offset)
 
     def __call__(self, values: Floats) -> Floats:
-        return (_raw(values, self.scale, self.knots, self.heights) - self.shift) / self.width
+        return (_raw(values, self.scale, self.knots, self.heights, self.offset) - self.shift) / self.width
 
     def inverse(self, heights: Floats) -> Floats:
         """Losses (above zero) of which these are the heights."""
         raw = self.shift + self.width * heights
-        return np.maximum(np.exp(raw) - _LEAST, 1e-12) if self.scale == "log" else np.interp(raw, self.heights, self.knots)
+        return np.interp(raw, self.heights, self.knots) if self.scale == "scores" else np.maximum(np.exp(raw) - self.offset, 1e-12)
 
 
-def _raw(values: Floats, scale: Scale, knots: Floats, heights: Floats) -> Floats:
-    return np.log(np.maximum(values, 0.0) + _LEAST) if scale == "log" else np.interp(values, knots, heights)
+def _raw(values: Floats, scale: Scale, knots: Floats, heights: Floats, offset: float) -> Floats:
+    return np.interp(values, knots, heights) if scale == "scores" else np.log(np.maximum(values + offset, 1e-12))
 
 
 @dataclass(frozen=True)
@@ -177,18 +188,17 @@ class Belief:
         """Of the latent function: adding the noise made the search wait for lucky twins of what it knew."""
         return np.sqrt(self.posterior.variance)
 
+    def take(self, positions: NDArray[np.int64]) -> Belief:
+        """At some of the candidates."""
+        return Belief(self.posterior.take(positions), self.warp)
+
     def believe(self, i: int) -> Belief:
         return Belief(self.posterior.believe(i), self.warp)
 
     def logarithm(self, levels: Floats) -> Floats:
-        """Logarithm of (loss + 1e-4) at these values of the model's scale, which must be "log"."""
+        """Logarithm of the loss plus the warp's offset at these values of the model's scale, which must not be that of scores."""
         return self.warp.shift + self.warp.width * levels
 
 
 def beliefs(models: Mapping[str, Model], rows: Floats, pending: Floats) -> dict[str, Belief]:
     return {key: Belief.of(model, rows, pending) for key, model in models.items()}
-
-
-def shifted(values: Floats) -> Floats:
-    """Losses on the scale of which :meth:`Belief.logarithm` is the logarithm."""
-    return np.maximum(values, 0.0) + _LEAST
