@@ -205,10 +205,7 @@ class OpGraphs:
     def _layer(self, layer: Searchable, arch: Mapping[str, int], shape: Shape) -> _Lowered | _Ready:
         if isinstance(layer, CONTAINERS):
             return self._resolve(layer, arch, shape)
-        if id(layer) not in self._names:
-            read = (c.name for m in layer.modules() if isinstance(m, Searchable) for c in m.choices() if not c.fixed)
-            self._names[id(layer)] = tuple(dict.fromkeys(read))
-        local = id(layer), tuple(arch[name] for name in self._names[id(layer)])
+        local = self._key(layer, arch)
         if (*local, shape) not in self._layers:
             if type(layer) in READY:
                 self._layers[(*local, shape)] = _ready(layer, arch, shape)
@@ -218,6 +215,16 @@ class OpGraphs:
                     self._plain[local] = nn.Sequential(layer.extract(arch)).eval()  # in a sequence a lone torch layer is traced as one call
             self._layers[(*local, shape)] = _lower(self._plain[local], shape)
         return self._layers[(*local, shape)]
+
+    def _key(self, layer: Searchable, arch: Mapping[str, int]) -> tuple[Any, ...]:
+        """What decides the ops of a layer: what it says itself (`structure(arch)`, equal in twins), or itself and the choices it reads."""
+        structure = getattr(layer, "structure", None)
+        if callable(structure):
+            return type(layer), structure(arch)
+        if id(layer) not in self._names:
+            read = (c.name for m in layer.modules() if isinstance(m, Searchable) for c in m.choices() if not c.fixed)
+            self._names[id(layer)] = tuple(dict.fromkeys(read))
+        return id(layer), tuple(arch[name] for name in self._names[id(layer)])
 
 
 def _ready(layer: Any, arch: Mapping[str, int], shape: Shape) -> _Ready:

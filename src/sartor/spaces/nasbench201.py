@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sartor.benchmarks.nasbench201 import CHOICES, EDGES, OPS, SPACE, from_string, to_string
 from sartor.errors import UserError
 from sartor.extract import Net
+from sartor.hardware.graph import OpGraph
 from sartor.layers.base import Chain, OneOf, Searchable, plain
 from sartor.layers.choice import AnyArch
 from sartor.layers.conv import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear
@@ -101,6 +102,11 @@ class Cell(Searchable):
         """Edges that are on no path from input to output are left out, with their weights."""
         return self._plain(arch, live_edges(arch))
 
+    def structure(self, arch: Mapping[str, int]) -> tuple[int, ...]:
+        """What decides its ops: its width, and the operations on edges that lead somewhere. The cells of a stage are alike in it."""
+        live = live_edges(arch)
+        return self.channels, *(arch[choice] if choice in live else NONE for choice in CHOICES)
+
     def published(self, arch: Mapping[str, int]) -> PlainCell:
         """As the benchmark built it: with the edges that lead nowhere, and their weights."""
         return self._plain(arch, frozenset(CHOICES))
@@ -163,6 +169,12 @@ class NasBench201(Net):
         for part in self.body:
             x = part(x, arch, drop_path)
         return self.classifier(torch.flatten(self.pool(self.last(x, arch)), 1), arch)  # type: ignore[no-any-return]
+
+    def _graph(self, arch: Mapping[str, int]) -> tuple[OpGraph, int]:
+        """Of the cell without its dead edges: many cells are alike then, and are worked out once."""
+        found = self.space.canonical(arch)
+        live = live_edges(found)
+        return super()._graph({choice: found[choice] if choice in live else NONE for choice in CHOICES})
 
     def published(self, arch: Mapping[str, int]) -> nn.Module:
         """The plain network as the benchmark trained it, dead edges included: its parameters are those of the table. Weights are copies."""
