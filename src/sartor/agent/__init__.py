@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings(given.host, given.port, token, given.certificate, given.key, limits, given.folder, given.quiet)
     agent = Agent(settings)
     with contextlib.suppress(ValueError):  # not in the main thread
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, lambda *_: threading.Thread(target=agent.stop, daemon=True).start())
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(kind, lambda *_: threading.Thread(target=agent.stop, daemon=True).start())
     print(f"sartor agent: listening on {agent.url}", flush=True)
     if token is not None and not given.certificate and given.host not in ("127.0.0.1", "::1", "localhost"):
         print("sartor agent: without --certificate the token and the models travel unencrypted", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,8 @@ from sartor.errors import UserError
 def pack_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
     """An npz archive of the arrays, with their names in the array `names`."""
     buffer = io.BytesIO()
-    np.savez(buffer, names=np.array(list(arrays), dtype=str), **{f"a{number}": value for number, value in enumerate(arrays.values())})
+    numbered: dict[str, Any] = {f"a{number}": value for number, value in enumerate(arrays.values())}
+    np.savez(buffer, names=np.array(list(arrays), dtype=str), **numbered)
     return buffer.getvalue()
 
 
