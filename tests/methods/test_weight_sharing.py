@@ -1,4 +1,4 @@
-"""The weight-sharing family by name: settings of the papers reach the recipes, limits hold for what is derived, supernets are explored."""
+"""The weight-sharing family by name: settings of the papers reach the recipes, and limits hold for what is derived."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from sartor import methods
 from sartor.arch import Arch
-from sartor.data import Dataset, Split
 from sartor.errors import UserError
 from sartor.methods import GRADIENT, METHODS, limited
 from sartor.methods.limits import lifted
@@ -19,41 +18,8 @@ from sartor.recipes.elimination import Potential
 from sartor.recipes.enas import PolicyGradient
 from sartor.recipes.single_path import fair_paths
 from sartor.spaces.darts import DartsNet
-from sartor.spaces.mobile import MobileNet, MobileSpec, Stage
-from sartor.spaces.nasbench201 import NasBench201
 
-
-def blobs(count: int = 96, classes: int = 4, seed: int = 0) -> Dataset:
-    """One bright blob a class in noise."""
-    rng = np.random.default_rng(seed)
-    splits = []
-    for n in (count, count // 2, 8):
-        labels = np.arange(n) % classes
-        images = rng.normal(0.0, 0.5, (n, 1, 8, 8)).astype(np.float32)
-        for image, label in zip(images, labels, strict=True):
-            row, column = divmod(int(label), 2)
-            image[0, 4 * row : 4 * row + 3, 4 * column : 4 * column + 3] += 1.0
-        splits.append(Split(images, labels, np.zeros(1), np.ones(1)))
-    return Dataset("blobs", *splits, tuple(str(i) for i in range(classes)), np.zeros(1), np.ones(1))
-
-
-def cell_net(seed: int = 0) -> NasBench201:
-    torch.manual_seed(seed)
-    return NasBench201((1, 8, 8), 4, channels=4, cells=1)
-
-
-def elastic_net(seed: int = 0) -> MobileNet:
-    torch.manual_seed(seed)
-    stages = (Stage((8,), (1, 2), 1, kernels=(3, 5), expands=(2, 4)), Stage((8, 16), (1, 2), 2, kernels=(3, 5), expands=(2, 4)))
-    return MobileNet(MobileSpec("elastic", stages, (8,), (1,)), (1, 8, 8), 4)
-
-
-def edge_cost(net: NasBench201) -> Cost:
-    """A latency that is a sum over edges; 5 ms for what all cells have."""
-    price = {"none": 0.0, "skip_connect": 0.1, "nor_conv_1x1": 1.0, "nor_conv_3x3": 9.0, "avg_pool_3x3": 0.5}
-    tables = [Potential((name,), np.array([price[op] for op in options])) for name, options in net.space.choices.items()]
-    return Cost("latency_ms", tables, constant=5.0, unit="ms")
-
+from .small import blobs, cell_net, edge_cost, elastic_net
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 16, "seed": 1}
 
@@ -157,53 +123,9 @@ def _edge_tables(net: DartsNet, price: dict[str, float]) -> list[Any]:
     return tables
 
 
-def test_spos_trains_one_path_a_step_and_evolves_within_the_limits() -> None:
-    net = elastic_net()
-    limit = 0.6 * net.costs(net.largest)["params"]
-    result = methods.spos(net, blobs(), evaluations=12, population=4, limits=[f"params<={limit:.0f}"], **QUICK)
-    assert result.steps == 4 and len(result.trials) == 12 and result.notes == ()
-    feasible = [t for t in result.trials if t.metrics["params"] <= limit]
-    assert result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in feasible)
-    assert net.costs(result.arch)["params"] <= limit
-    again = methods.spos(net, blobs(), evaluations=12, population=4, limits=[f"params<={limit:.0f}"], history=result.trials[:7], **QUICK)
-    assert [t.arch for t in again.trials] == [t.arch for t in result.trials]  # goes on where it stopped
-
-
 def test_fair_paths_run_every_option_equally_often() -> None:
     net = cell_net()
     draw, rng = fair_paths(net.space), np.random.default_rng(0)
     for _ in range(5):
         archs = draw(rng)
         assert len(archs) == 5 and all(sorted(a[name] for a in archs) == list(range(5)) for name in net.space.choices)
-
-
-def test_ofa_shrinks_then_specialises_for_other_limits_without_training() -> None:
-    net = elastic_net()
-    cost = Cost.of_macs(net.space, net.factors())
-    result = methods.ofa(net, blobs(), evaluations=20, rounds=2, steps=12, batch=16, costs=[cost])
-    assert len(result.trials) == 20 and result.steps >= 5
-    limit = 0.5 * float(cost(net.largest))
-    tight = methods.specialise(result, blobs(), limits=[f"macs<={limit:.0f}"], costs=[cost], rounds=3, evaluations=24)
-    assert float(cost(tight.arch)) <= limit and tight.steps == result.steps
-    assert all(torch.equal(a, b) for a, b in zip(result.net.parameters(), tight.net.parameters(), strict=True))
-    with pytest.raises(UserError, match="needs choices named"):
-        methods.ofa(cell_net(), blobs(), steps=6)
-
-
-def test_bignas_selects_from_coarse_to_fine_and_may_check_its_ranking() -> None:
-    net = elastic_net()
-    result = methods.bignas(net, blobs(), evaluations=22, coarse=16, steps=3, batch=16, ranks=3, rank_epochs=1)
-    assert "of 3 networks: Kendall's tau" in result.notes[0]
-    grid, fine = result.trials[:16], result.trials[16:]
-    for trial in grid:  # all choices of a kind have the same relative size
-        on = net.space.active(trial.arch)
-        for kind in ("kernel", "expand", "depth"):
-            assert len({trial.arch[n] for n in on if n.endswith(kind)}) == 1
-    assert len(fine) >= 1 and result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in result.trials)
-
-
-def test_limits_on_what_nothing_measures_are_refused() -> None:
-    with pytest.raises(UserError, match="a limit on latency_ms needs its cost"):
-        methods.spos(elastic_net(), blobs(), limits=["latency=2ms"], steps=1)
-    with pytest.raises(UserError, match="evaluations"):
-        methods.bignas(elastic_net(), blobs(), evaluations=0, steps=1)

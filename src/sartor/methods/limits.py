@@ -23,6 +23,7 @@ def limited(
     cost: Cost,
     target: float,
     fill: float = 0.85,
+    forgo: float = 3.0,
     accept: Callable[[Arch], bool] | None = None,
     rate: float = 0.05,
     rho: float = 5.0,
@@ -31,12 +32,13 @@ def limited(
     """``limited(gdas, net, data, cost=latency, target=2.0, seconds=240)``: `method` with ``cost(arch) <= target`` for what it derives.
 
     During the search the expected cost is pressed to the target (:class:`sartor.recipes.cost_term.Target`); every derivation is the most
-    probable architecture whose cost is at most the target, and at least ``fill`` of it where there is any
+    probable architecture whose cost is at most the target, and at least ``fill`` of it where that is not much less probable
     (:func:`sartor.recipes.projection.within`).
 
     Args:
         method: of :data:`sartor.methods.METHODS` that searches by gradient (takes `terms`).
         cost: over the choices of ``net.space``.
+        forgo: log-probability, in nats, that filling the target may cost: 3 is an architecture 20 times less probable.
         accept: a further condition on what is derived.
         rate, rho: of the target's control.
         settings: of the method.
@@ -48,7 +50,7 @@ def limited(
     from sartor.recipes.cost_term import Lifted, Target
 
     space = net.space if getattr(net, "relaxed", None) is not None else relaxed_space(net)[0]  # what cannot be mixed is settled
-    derive = derivation_within(space, cost, target, fill=fill, accept=accept)
+    derive = derivation_within(space, cost, target, fill=fill, forgo=forgo, accept=accept)
     derive({})  # out of reach: say so now
     bounded = copy.copy(net)
     bounded.derive = derive
@@ -84,7 +86,7 @@ def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Ma
 
 
 def derivation_within(
-    space: Space, cost: Cost, target: float, *, fill: float = 0.85, accept: Callable[[Arch], bool] | None = None
+    space: Space, cost: Cost, target: float, *, fill: float = 0.85, forgo: float = 3.0, accept: Callable[[Arch], bool] | None = None
 ) -> Callable[[Strengths], Arch]:
     """How strengths become the most probable architecture within a target.
 
@@ -101,9 +103,9 @@ def derivation_within(
             if isinstance(strengths.get(name), Mapping) and any(i in strengths[name] for i in allowed)
         }
         try:
-            return within(space.restrict(kept), whole, cost, target, fill=fill, accept=accept).arch
+            return within(space.restrict(kept), whole, cost, target, fill=fill, forgo=forgo, accept=accept).arch
         except UserError:
-            return within(space, whole, cost, target, fill=fill, accept=accept).arch
+            return within(space, whole, cost, target, fill=fill, forgo=forgo, accept=accept).arch
 
     return derive
 

@@ -1,0 +1,60 @@
+"""Supernets by name are trained, then explored within the limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sartor import methods
+from sartor.errors import UserError
+from sartor.recipes.cost_term import Cost
+
+from .small import blobs, cell_net, elastic_net
+
+QUICK: dict[str, Any] = {"steps": 4, "batch": 16, "seed": 1}
+
+
+def test_spos_trains_one_path_a_step_and_evolves_within_the_limits() -> None:
+    net = elastic_net()
+    limit = 0.6 * net.costs(net.largest)["params"]
+    result = methods.spos(net, blobs(), evaluations=12, population=4, limits=[f"params<={limit:.0f}"], **QUICK)
+    assert result.steps == 4 and len(result.trials) == 12 and result.notes == ()
+    feasible = [t for t in result.trials if t.metrics["params"] <= limit]
+    assert result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in feasible)
+    assert net.costs(result.arch)["params"] <= limit
+    again = methods.spos(net, blobs(), evaluations=12, population=4, limits=[f"params<={limit:.0f}"], history=result.trials[:7], **QUICK)
+    assert [t.arch for t in again.trials] == [t.arch for t in result.trials]  # goes on where it stopped
+
+
+def test_ofa_shrinks_then_specialises_for_other_limits_without_training() -> None:
+    net = elastic_net()
+    cost = Cost.of_macs(net.space, net.factors())
+    result = methods.ofa(net, blobs(), evaluations=20, rounds=2, steps=12, batch=16, costs=[cost])
+    assert len(result.trials) == 20 and result.steps >= 5
+    limit = 0.5 * float(cost(net.largest))
+    tight = methods.specialise(result, blobs(), limits=[f"macs<={limit:.0f}"], costs=[cost], rounds=3, evaluations=24)
+    assert float(cost(tight.arch)) <= limit and tight.steps == result.steps
+    assert all(torch.equal(a, b) for a, b in zip(result.net.parameters(), tight.net.parameters(), strict=True))
+    with pytest.raises(UserError, match="needs choices named"):
+        methods.ofa(cell_net(), blobs(), steps=6)
+
+
+def test_bignas_selects_from_coarse_to_fine_and_may_check_its_ranking() -> None:
+    net = elastic_net()
+    result = methods.bignas(net, blobs(), evaluations=22, coarse=16, steps=3, batch=16, ranks=3, rank_epochs=1)
+    assert "of 3 networks: Kendall's tau" in result.notes[0]
+    grid, fine = result.trials[:16], result.trials[16:]
+    for trial in grid:  # all choices of a kind have the same relative size
+        on = net.space.active(trial.arch)
+        for kind in ("kernel", "expand", "depth"):
+            assert len({trial.arch[n] for n in on if n.endswith(kind)}) == 1
+    assert len(fine) >= 1 and result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in result.trials)
+
+
+def test_limits_on_what_nothing_measures_are_refused() -> None:
+    with pytest.raises(UserError, match="a limit on latency_ms needs its cost"):
+        methods.spos(elastic_net(), blobs(), limits=["latency=2ms"], steps=1)
+    with pytest.raises(UserError, match="evaluations"):
+        methods.bignas(elastic_net(), blobs(), evaluations=0, steps=1)
