@@ -92,7 +92,7 @@ def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
-def dominant_eigenvalue(loss: Loss, alphas: Sequence[Tensor], *, iterations: int = 30, tolerance: float = 1e-3, seed: int = 0) -> float:
+def dominant_eigenvalue(loss: Loss, alphas: Sequence[Tensor], *, iterations: int = 20, tolerance: float = 1e-2, seed: int = 0) -> float:
     """The eigenvalue of largest magnitude of the Hessian of `loss` in `alphas`, by power iteration on exact Hessian-vector products.
 
     Zela et al. 2020 ("Understanding and robustifying differentiable architecture search", section 3) watch it for the validation loss.
