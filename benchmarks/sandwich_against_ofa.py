@@ -77,11 +77,14 @@ def packages(size: int, nets: Nets) -> tuple[nn.Module, Step]:
                 raise AttributeError(name)
             return object
 
-    for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-        try:
-            __import__(name)
-        except ImportError:
-            sys.modules[name] = Empty(name)
+    try:
+        __import__("torchvision")
+    except ImportError:
+        parent = sys.modules["torchvision"] = Empty("torchvision")
+        for name in ("transforms", "functional"):
+            child = Empty(f"{parent.__name__}.{name}")
+            setattr(parent, name, child)
+            parent = sys.modules[child.__name__] = child
     from ofa.imagenet_classification.elastic_nn.networks.ofa_mbv3 import OFAMobileNetV3
 
     net = OFAMobileNetV3(10, ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4], dropout_rate=0.0)

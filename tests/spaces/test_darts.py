@@ -342,3 +342,17 @@ def test_skip_dropout_drops_identities_alone(net: DartsNet, fast: bool) -> None:
     convolutions = {name: {4: torch.tensor(1.0)} for name in RELAXED.choices}
     assert torch.equal(dropping(X, convolutions, 0.5), dropping(X, convolutions))
     assert torch.equal(net(X, skips, 0.5), net(X, skips))
+
+
+@pytest.mark.parametrize(
+    "name", ["darts", "pc-darts", "p-darts", "gdas", "fair-darts", "drnas", pytest.param("robust-darts", marks=pytest.mark.slow)]
+)
+def test_methods_search_it(name: str) -> None:
+    from sartor.data import load
+    from sartor.methods import METHODS
+
+    torch.manual_seed(0)
+    net = DartsNet((1, 8, 8), 10, channels=4, cells=3)
+    result = METHODS[name](net, load("digits", limit=160), steps=6, batch=16, seed=0)
+    assert result.arch in SPACE
+    assert set(result.policy.names) == set(RELAXED.choices)
