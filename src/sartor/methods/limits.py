@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ def limited(
     cost: Cost,
     target: float,
     fill: float = 0.85,
-    forgo: float = 3.0,
+    forgo: float = math.inf,
     accept: Callable[[Arch], bool] | None = None,
     rate: float = 0.05,
     rho: float = 5.0,
@@ -32,13 +33,14 @@ def limited(
     """``limited(gdas, net, data, cost=latency, target=2.0, seconds=240)``: `method` with ``cost(arch) <= target`` for what it derives.
 
     During the search the expected cost is pressed to the target (:class:`sartor.recipes.cost_term.Target`); every derivation is the most
-    probable architecture whose cost is at most the target, and at least ``fill`` of it where that is not much less probable
+    probable architecture whose cost is at most the target, and at least ``fill`` of it where there is any
     (:func:`sartor.recipes.projection.within`).
 
     Args:
         method: of :data:`sartor.methods.METHODS` that searches by gradient (takes `terms`).
         cost: over the choices of ``net.space``.
-        forgo: log-probability, in nats, that filling the target may cost: 3 is an architecture 20 times less probable.
+        forgo: log-probability, in nats, that filling the target may cost; 3 is an architecture 20 times less probable. Without bound, a
+            target where few architectures are is filled by one that the search may have ruled out.
         accept: a further condition on what is derived.
         rate, rho: of the target's control.
         settings: of the method.
@@ -86,7 +88,7 @@ def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Ma
 
 
 def derivation_within(
-    space: Space, cost: Cost, target: float, *, fill: float = 0.85, forgo: float = 3.0, accept: Callable[[Arch], bool] | None = None
+    space: Space, cost: Cost, target: float, *, fill: float = 0.85, forgo: float = math.inf, accept: Callable[[Arch], bool] | None = None
 ) -> Callable[[Strengths], Arch]:
     """How strengths become the most probable architecture within a target.
 
