@@ -9,6 +9,7 @@ or concatenated and brought back to the unit's width by a 1x1 convolution (N = 2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +114,8 @@ class Unit(Searchable):
         self.project = ConvBNAct(segments, width, act="none")
 
     def forward(self, x: Tensor, arch: AnyArch, drop_path: float = 0.0) -> Tensor:
-        found = [branch(x, arch) for branch in self.branches if branch.live(arch)]  # type: ignore[operator]
+        branches: Any = self.branches
+        found: list[Tensor] = [branch(x, arch) for branch in branches if branch.live(arch)]
 
         def joined(index: int) -> Tensor:
             if self.join.options[index] == "add":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,9 +176,10 @@ class MacroNet(Net):
     def forward(self, x: Tensor, arch: AnyArch) -> Tensor:  # type: ignore[override]  # Net passes drop_path to those that take it
         outputs: list[Tensor] = [self.stem(x, arch)]
         shrunk = [1]
+        layer: Any
         for layer in self.chain:
             outputs.append(layer(outputs, arch, shrunk))
-            shrunk.append(shrunk[-1] * int(layer.stride.pick(arch)))  # type: ignore[union-attr, operator, arg-type]
+            shrunk.append(shrunk[-1] * int(layer.stride.pick(arch)))
         pooled = torch.flatten(F.adaptive_avg_pool2d(outputs[-1], 1), 1)
         return self.classifier(pooled, arch)  # type: ignore[no-any-return]
 

@@ -255,7 +255,7 @@ class SearchCell(Searchable):
         joins = [Chain(nn.ReLU(), ElasticConv2d(2 * channels, channels, 1), ElasticBatchNorm2d(channels)) for _ in range(spec.blocks)]
         self.join = nn.ModuleList(joins if "concat" in combiners else [])
 
-    def forward(self, x: Sequence[Tensor | None], arch: AnyArch, drop_path: float = 0.0) -> Tensor:
+    def forward(self, x: Sequence[Tensor | None], arch: AnyArch, drop_path: float = 0.0) -> Tensor:  # type: ignore[override]  # two inputs
         hidden: list[Any] = list(x)
         for i, slot in enumerate(self.slots):
             a, b = (self._side(side, i, slot[side], hidden, arch) for side in (0, 1))
@@ -268,8 +268,8 @@ class SearchCell(Searchable):
         own = self.from_block is not self.from_input
 
         def term(index: int) -> Tensor:
-            op: Any = self.from_block[side][i - 1] if own and index >= 2 else self.from_input[side][i]  # type: ignore[index]
-            out: Tensor = op(hidden[index], arch)
+            sides: Any = self.from_block if own and index >= 2 else self.from_input
+            out: Tensor = sides[side][i - 1 if own and index >= 2 else i](hidden[index], arch)
             return out
 
         return mix(choice.value(arch), term)
