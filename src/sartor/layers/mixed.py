@@ -72,13 +72,13 @@ class _Folded:
 
 
 def _mean(rows: Sequence[Tensor]) -> Tensor:
-    """Means of the columns of several `(pixels, channels)`: `(maps, channels)`, double."""
-    return torch.stack([x.sum(0) / len(x) for x in rows]).double()
+    """Means of the columns of several `(pixels, channels)` of one size: `(maps, channels)`, double."""
+    return torch.stack([x.sum(0) for x in rows]).double() / len(rows[0])
 
 
 def _fold(rows: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> _Folded:
-    """Statistics of every ``z W^T``, `z` `(pixels, inputs)`, without computing it. All weights have one shape."""
-    gram = torch.stack([z.t() @ z / len(z) for z in rows]).double()
+    """Statistics of every ``z W^T``, `z` `(pixels, inputs)`, without computing it. All maps and all weights have one shape."""
+    gram = torch.stack([z.t() @ z for z in rows]).double() / len(rows[0])
     mean, weight = _mean(rows), torch.stack(list(weights)).flatten(2).double()
     centre = (weight @ mean[..., None])[..., 0]
     variance = ((weight @ gram) * weight).sum(2) - centre * centre
@@ -95,7 +95,7 @@ def _fold_backward(
     is affine in z, k follows from the one product dy^T z, and dz from two products of rank `outputs`.
     """
     pixels, kind = len(rows[0]), rows[0].dtype
-    cross = torch.stack([dy.t() @ z / pixels for dy, z in zip(dys, rows, strict=True)]).double()
+    cross = torch.stack([dy.t() @ z for dy, z in zip(dys, rows, strict=True)]).double() / pixels
     k = (cross * f.weight).sum(2) - mean_dy * f.shift
     scaled = shares[:, None, None] * f.weight
     constant = ((f.shift * k - mean_dy)[:, None] @ scaled)[:, 0].to(kind)
@@ -166,8 +166,8 @@ def pointwise_norms(zs: Sequence[Tensor], weights: Sequence[Tensor], *, relu: bo
     Equal to ``batch_norm(conv2d(z, weight), training=True)`` for each, in one pass over `z` and one over the result.
 
     Args:
-        zs: at least one, each `(batch, inputs, H, W)`.
-        weights: as many, each `(outputs, inputs, 1, 1)`.
+        zs: at least one, all `(batch, inputs, H, W)`.
+        weights: as many, all `(outputs, inputs, 1, 1)`.
 
     Returns:
         As many `(batch, outputs, H, W)`.

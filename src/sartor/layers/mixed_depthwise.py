@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 #: Pixels of a map up to which all pairs are cheaper than the library's weight gradient.
-PAIRS = 64
+PAIRS = 36
 
 
 class _Depthwise(Function):
