@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 from sartor.errors import UserError
-from sartor.hardware._fx import _Builder, _merge_squeeze_excite, _Shapes
+from sartor.hardware._fx import _Builder, _Shapes
+from sartor.hardware._patterns import merge
 from sartor.hardware.graph import Op, OpGraph
 from sartor.layers.base import Chain, ElasticDepth, OneOf, Searchable
 from sartor.layers.catalogue import KINDS
@@ -146,7 +147,7 @@ class OpGraphs:
     def __call__(self, arch: Mapping[str, int]) -> tuple[OpGraph, int]:
         """(op graph, number of parameters) of a discrete architecture."""
         lowered = self._resolve(self.net, arch, (1, *self.input_shape))
-        return OpGraph(tuple(_merge_squeeze_excite(_Inliner(lowered).ops)), self.input_shape), lowered.numel
+        return OpGraph(tuple(merge(_Inliner(lowered).ops)), self.input_shape), lowered.numel
 
     def _resolve(self, module: nn.Module, arch: Mapping[str, int], shape: Shape) -> _Lowered:
         """Trace of a network or container at `arch`, put together from what is known."""
