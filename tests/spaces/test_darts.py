@@ -262,13 +262,16 @@ def test_it_is_known_by_name() -> None:
     assert [cell.kind for cell in found.cells].index("reduce") == 2
 
 
-def test_textbook_form_has_second_derivatives() -> None:
-    net = small(fast=False)
-    policy = Softmax(RELAXED)
-    loss = nn.functional.cross_entropy(net(X, policy.sample()), torch.arange(6) % 4)
-    (grad,) = torch.autograd.grad(loss, policy.alpha, create_graph=True)
-    (again,) = torch.autograd.grad(grad.square().sum(), policy.alpha)
-    assert again.abs().max() > 0
+def test_second_derivatives_agree() -> None:
+    """What the Hessian in the architecture parameters is made of (RobustDARTS), through the whole network."""
+    found = []
+    for fast in (True, False):
+        net, policy = small(fast=fast).double(), Softmax(RELAXED).double()
+        loss = nn.functional.cross_entropy(net(X.double(), policy.sample()), torch.arange(6) % 4)
+        (grad,) = torch.autograd.grad(loss, policy.alpha, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), policy.alpha)[0])
+    assert found[1].abs().max() > 0
+    assert (found[0] - found[1]).abs().max() <= 1e-8 * found[1].abs().max()
 
 
 @pytest.mark.parametrize(("shape", "more", "said"), [((3, 3, 32), {}, "3x32"), ((3, 32, 32), {"cells": 2}, "at least 3 cells")])
@@ -344,15 +347,13 @@ def test_skip_dropout_drops_identities_alone(net: DartsNet, fast: bool) -> None:
     assert torch.equal(net(X, skips, 0.5), net(X, skips))
 
 
-@pytest.mark.parametrize(
-    "name", ["darts", "pc-darts", "p-darts", "gdas", "fair-darts", "drnas", pytest.param("robust-darts", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["darts", "pc-darts", "p-darts", "gdas", "fair-darts", "drnas"])
 def test_methods_search_it(name: str) -> None:
     from sartor.data import load
     from sartor.methods import METHODS
 
     torch.manual_seed(0)
     net = DartsNet((1, 8, 8), 10, channels=4, cells=3)
-    result = METHODS[name](net, load("digits", limit=160), steps=6, batch=16, seed=0)
+    result = METHODS[name](net, load("digits", limit=96), steps=3, batch=16, seed=0)
     assert result.arch in SPACE
     assert set(result.policy.names) == set(RELAXED.choices)
