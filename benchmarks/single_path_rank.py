@@ -7,7 +7,8 @@ with calibrated batch normalisation. Parameter count alone is the bar: its rho o
 bootstrap interval, over all cells and among those above 90 %. Each recipe and seed is a file; the command goes on where it stopped.
 
 The recipes: `uniform`, one uniform path a step (SPOS); `stratified`, one path, equally many of every band of parameters; `sandwich`,
-largest, smallest (all skip connections) and two random nets with in-place distillation (BigNAS); `fair`, five paths that run every operation of every edge once (FairNAS);
+largest, smallest (all skip connections) and two random nets with in-place distillation (BigNAS); `fair`, five paths that run
+every operation of every edge once (FairNAS);
 `best`, fair paths and the average of the weights over the training. No setting was chosen on the table.
 """
 

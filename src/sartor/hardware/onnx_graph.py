@@ -113,8 +113,8 @@ class _Reader:
         self.dims, self.types = self._shapes()
         reads = Counter(name for node in self.nodes for name in node.input if name)
         reads.update(self.outputs)
-        values: dict[Hashable, Dims] = {**self.dims}
-        counts: dict[Hashable, int] = {**reads}
+        values: dict[Hashable, Dims] = dict(self.dims.items())
+        counts: dict[Hashable, int] = dict(reads.items())
         self.to = Assembler(values, counts, self._effective_types())
 
     def graph(self) -> OpGraph:
@@ -184,7 +184,7 @@ class _Reader:
         for node in self.nodes:
             for name in node.input:
                 readers[name].append(node)
-        found: dict[Hashable, str] = {**self.types}
+        found: dict[Hashable, str] = dict(self.types.items())
         for name, nodes in readers.items():
             if name not in self.outputs and nodes and all(node.op_type == "QuantizeLinear" for node in nodes):
                 found[name] = self.types.get(nodes[0].output[0], "uint8")

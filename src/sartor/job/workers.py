@@ -72,7 +72,8 @@ def _step_seconds(module: nn.Module, shape: tuple[int, int, int], batch: int) ->
     """Seconds of one forward and backward pass; weights and statistics stay as they are."""
     import copy
 
-    probe = copy.deepcopy(module).train().to(memory_format=torch.channels_last)
+    probe = copy.deepcopy(module).train()
+    probe.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub omits the keyword-only form
     x = torch.zeros(batch, *shape).to(memory_format=torch.channels_last)
     times = []
     with quick_depthwise(probe):
