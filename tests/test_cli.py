@@ -251,6 +251,7 @@ def test_search_passes_every_option_on_and_prints_json_alone(
         "baselines": False,
         "weights": None,
         "from_scratch": True,
+        "guard": False,
         "validation": 0.2,
         "limit_train": 900,
         "input_size": 16,

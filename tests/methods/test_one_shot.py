@@ -15,6 +15,9 @@ from .small import blobs, cell_net, elastic_net
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 16, "seed": 1}
 
+#: Whole searches with a supernet: minutes in all.
+pytestmark = pytest.mark.slow
+
 
 def test_spos_trains_one_path_a_step_and_evolves_within_the_limits() -> None:
     net = elastic_net()

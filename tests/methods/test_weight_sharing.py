@@ -22,8 +22,10 @@ from sartor.spaces.darts import DartsNet
 from .small import blobs, cell_net, edge_cost, elastic_net
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 16, "seed": 1}
+LIMITED = ("darts", "gdas", "drnas", "fbnet", "proxylessnas", "fair-darts")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["proxylessnas", "fbnet"])
 def test_gradient_methods_find_an_architecture_and_leave_the_network_alone(name: str) -> None:
     net = cell_net()
@@ -34,6 +36,7 @@ def test_gradient_methods_find_an_architecture_and_leave_the_network_alone(name:
     assert any(not torch.equal(a, b) for a, b in zip(net.parameters(), result.net.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_cost_in_the_loss_changes_what_is_found() -> None:
     from sartor.policies import Softmax
     from sartor.recipes.alternation import Adam
@@ -58,7 +61,7 @@ def test_search_by_reward_derives_only_what_keeps_the_target() -> None:
         methods.enas(net, blobs(), cost=cost, target=1.0, **QUICK)
 
 
-@pytest.mark.parametrize("name", ["darts", "gdas", "drnas", "fbnet", "proxylessnas", "fair-darts"])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n != "gdas" else n for n in LIMITED])
 def test_a_limit_given_to_any_gradient_method_is_kept_by_every_derivation(name: str) -> None:
     net = cell_net()
     cost, target = edge_cost(net), 24.0
@@ -71,6 +74,7 @@ def test_a_limit_given_to_any_gradient_method_is_kept_by_every_derivation(name: 
     assert not hasattr(net, "derive")
 
 
+@pytest.mark.slow
 def test_limits_hold_where_a_network_derives_by_a_rule_of_its_own() -> None:
     net = DartsNet((3, 8, 8), 4, channels=4, cells=3)
     rng = np.random.default_rng(0)
