@@ -49,9 +49,13 @@ class Stopwatch:
                 one = next(found)
                 yield replace(one, us=max(one.us - constant, 0.0) / copies[number])
 
-    def whole(self, kernel: Kernel) -> QuietTime:
-        """Time of a session with one copy of the kernel: what a network costs apart from its ops."""
-        model = kernel.replicate(1 if kernel.nodes else 0)
+    def each(self, kernel: Kernel, copies: int) -> float:
+        """Time in µs of one of many copies of a kernel: for an op so small that a few copies drown in the noise of a session."""
+        return max(self.whole(kernel, copies).us - self.constant_us, 0.0) / copies
+
+    def whole(self, kernel: Kernel, copies: int = 1) -> QuietTime:
+        """Time of a session with so many copies of the kernel; of one without nodes, what a network costs apart from its ops."""
+        model = kernel.replicate(copies if kernel.nodes else 0)
         return next(iter(self.bench.time([(model, kernel.feeds)], threads=self.threads, seconds=self.seconds)))
 
 

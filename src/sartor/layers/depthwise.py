@@ -1,7 +1,7 @@
 """Depthwise convolution whose weight gradient stays quick on small maps.
 
 Where a kernel is wider than the map that it slides over, the CPU backend computes the gradient of a depthwise weight by a reference loop:
-20 to 60 times as slow as the rest of the backward pass (33 ms instead of 0.5 ms for 64 x 960 x 1 x 1 and a 3x3 kernel). On such maps
+some 20 to 70 times as slow as the rest of the backward pass (33 ms beside 0.5 ms for 64 x 960 x 1 x 1 and a 3x3 kernel). On such maps
 the same gradient is a few products and sums, one for each tap.
 """
 
