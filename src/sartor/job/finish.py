@@ -31,6 +31,8 @@ from sartor.trial import Trial
 
 _FINE_TUNE_LR = 0.04
 _SCRATCH_LR = 0.1
+#: For every network, the ladder's too. On Fashion-MNIST 8 epochs from scratch gave 92.1 % of the validation images, with 1e-4 91.6 %.
+_WEIGHT_DECAY = 5e-4
 _REPAIRS = 8  # candidates in reserve for models whose measured figure breaks a limit
 
 
@@ -64,8 +66,8 @@ def fit_module(job: Job, name: str, module: nn.Module, *, seconds: float, start:
     work = job.folder / "checkpoints" / f"{name}.safetensors"
     lr = _FINE_TUNE_LR if start == "supernet" else _SCRATCH_LR
     result = train(
-        module, job.data, seconds=seconds, batch=batch_size(job), lr=lr, augment=job.policy, label_smoothing=0.1, ema=0.99, validate=False,
-        seed=job.request.seed, checkpoint=work, progress=job.progress, name=f"train {name}",
+        module, job.data, seconds=seconds, batch=batch_size(job), lr=lr, weight_decay=_WEIGHT_DECAY, augment=job.policy,
+        label_smoothing=0.1, ema=0.99, validate=False, seed=job.request.seed, checkpoint=work, progress=job.progress, name=f"train {name}",
     )  # fmt: skip
     return {"from": start, "epochs": round(result.epochs, 2), "seconds": round(result.seconds, 1)}
 

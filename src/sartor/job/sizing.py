@@ -14,11 +14,13 @@ from sartor.job.context import Job
 from sartor.recipes.sandwich import extremes, sandwich_step, thread_pool
 
 #: Passes over the training images below which the supernet's picture scale is reduced.
-ENOUGH_EPOCHS = 4.0
+ENOUGH_EPOCHS = 3.0
+#: Pixels below which a picture is not made smaller: what is lost there no saved time brings back.
+_DETAIL = 48
 
 
 def fit_space(job: Job, batch: int) -> None:
-    """Leave out the largest picture scales (first stride, then resolution) while the supernet's time would not be enough for the data.
+    """Leave out the largest picture scales (first stride, then large resolutions) while the supernet has too little time for the data.
 
     The cost of every later layer follows from them, so that each halving of the picture gives about four times as many steps. What was left
     out and why is told in the report; more `minutes` keep everything. Also finds the fastest use of the cores.
@@ -47,11 +49,13 @@ def fit_space(job: Job, batch: int) -> None:
 
 
 def _scales(space: Space) -> list[tuple[str, Any]]:
-    """The options of the choices that scale the picture, the costliest first; the cheapest of each choice is not among them."""
+    """The options of the choices that scale the picture and may be left out, the costliest first; the cheapest of each choice stays, and so
+    does every resolution of small pictures."""
     found: list[tuple[str, Any]] = []
     for name, reverse in (("stem.stride", False), ("resolution", True)):
         if name in space.choices:
-            found += [(name, label) for label in sorted((space.choices[name][i] for i in space.allowed[name]), reverse=reverse)[:-1]]
+            ordered = sorted((space.choices[name][i] for i in space.allowed[name]), reverse=reverse)
+            found += [(name, label) for label in ordered[:-1] if name == "stem.stride" or label > _DETAIL]
     return found
 
 
