@@ -88,12 +88,14 @@ def prepare(base: Path, folder: Path) -> None:
 
 
 def best_of_pool(folder: Path, bound: float) -> dict:
-    """The most accurate feasible candidate by supernet accuracy, and the delivered one's."""
+    """Supernet accuracy of the most accurate feasible candidate, and two standard errors of a difference of two such accuracies."""
     from sartor.store import Store
 
     with Store(folder / "history.sqlite") as store:
         trials = [t for t in store.trials() if t.status == "complete" and t.metrics["latency_ms"] <= bound]
-    return {"accuracy": max(t.metrics["accuracy"] for t in trials), "candidates": len(trials)}
+    best = max(t.metrics["accuracy"] for t in trials)
+    images = json.loads((folder / "result.json").read_text())["data"]["validation"]
+    return {"accuracy": best, "noise": 2 * (2 * best * (1 - best) / images) ** 0.5, "candidates": len(trials)}
 
 
 def again(rows: list[dict]) -> None:
@@ -117,6 +119,9 @@ def report(rows: list[dict], out: Path) -> None:
         "delivered": len(delivered),
         "kept": sum(row["again"] <= row["bound"] for row in delivered),
         "median_slack": float(np.median(slack)) if slack else None,
+        "most_accurate_of_its_pool": sum(
+            row["predicted"]["accuracy"] >= row["best_of_pool"]["accuracy"] - row["best_of_pool"]["noise"] for row in delivered
+        ),
         "refused": [row for row in rows if "refused" in row],
     }
     (out / "promise.json").write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")

@@ -1,34 +1,43 @@
-"""Depthwise convolution whose weight gradient stays quick on small maps.
+"""Depthwise convolution with quick gradients.
 
-Where a kernel is wider than the map that it slides over, the CPU backend computes the gradient of a depthwise weight by a reference loop:
-some 20 to 70 times as slow as the rest of the backward pass (33 ms beside 0.5 ms for 64 x 960 x 1 x 1 and a 3x3 kernel). On such maps
-the same gradient is a few products and sums, one for each tap.
+On a CPU the backend's weight gradient of a depthwise convolution is slow where maps are small: with a kernel wider than its map it runs a
+reference loop, some 20 to 70 times as slow as the rest of the backward pass (33 ms beside 0.5 ms for 64 x 960 x 1 x 1 and a 3x3 kernel),
+and 5x5 kernels are slow on all small maps. Two other ways give the same numbers:
+
+- *taps*: each tap's gradient is one product and sum of what it saw with the gradients of what it gave; for kernels wider than the map.
+- *pairs*: a correlation. With the products of all pairs of pixels of the two maps, one matrix a channel summed over the batch, every tap is
+  the sum of the pairs at its distance; for 5x5 kernels of stride 1 on maps of up to `PAIRS` pixels.
+
+With stride 1 the gradient in the input is the same convolution with the kernel turned round.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+#: Pixels of a map up to which all pairs are cheaper than the backend's weight gradient.
+PAIRS = 36
+
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """`F.conv2d` of `x` (batch, channels, H, W) with `weight` (channels, 1, k, k), odd k, padding `k // 2`, one group a channel."""
-    size, channels = weight.shape[-1], x.shape[1]
-    if size > min(x.shape[2:]) and weight.requires_grad and torch.is_grad_enabled():
-        return _SmallMap.apply(x, weight, stride)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves apply untyped
-    return F.conv2d(x, weight, None, stride, size // 2, 1, channels)
+    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if trained and (stride == 1 or weight.shape[-1] > min(x.shape[2:])):
+        return _Depthwise.apply(x, weight, stride)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves apply untyped
+    return _convolved(x, weight, stride)
 
 
-class _SmallMap(torch.autograd.Function):
+class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, x.shape[1])
+        return _convolved(x, weight, stride)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
@@ -40,18 +49,42 @@ class _SmallMap(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         (gradient,) = gradients
-        by_input = by_weight = None
-        if ctx.needs_input_grad[0]:
-            padding = [weight.shape[-1] // 2] * 2
-            by_input = torch.ops.aten.convolution_backward(
-                gradient, x, weight, None, [ctx.stride] * 2, padding, [1, 1], False, [0, 0], x.shape[1], [True, False, False]
-            )[0]
-        if ctx.needs_input_grad[1]:
-            by_weight = _by_weight(x, gradient, weight.shape[-1], ctx.stride)
-        return by_input, by_weight, None
+        by_input, by_weight, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again
+            return (*_by_backend(gradient, x, weight, ctx.stride, by_input, by_weight), None)
+        for_input = _by_input(gradient, x, weight, ctx.stride) if by_input else None
+        for_weight = _by_weight(gradient, x, weight, ctx.stride) if by_weight else None
+        return for_input, for_weight, None
 
 
-def _by_weight(x: Tensor, gradient: Tensor, size: int, stride: int) -> Tensor:
+def _convolved(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, 1, x.shape[1])
+
+
+def _by_backend(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: int, by_input: bool, by_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    padding, mask = [weight.shape[-1] // 2] * 2, [by_input, by_weight, False]
+    found = torch.ops.aten.convolution_backward(gradient, x, weight, None, [stride] * 2, padding, [1, 1], False, [0, 0], x.shape[1], mask)
+    return found[0], found[1]
+
+
+def _by_input(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor | None:
+    if stride == 1:
+        return _convolved(gradient, weight.flip(2, 3), 1)
+    return _by_backend(gradient, x, weight, stride, True, False)[0]
+
+
+def _by_weight(gradient: Tensor, x: Tensor, weight: Tensor, stride: int) -> Tensor | None:
+    size, (height, width) = weight.shape[-1], x.shape[2:]
+    if size > min(height, width):
+        return _by_taps(x, gradient, size, stride)
+    if stride == 1 and size == 5 and height * width <= PAIRS:
+        return _by_pairs(x, gradient, size)
+    return _by_backend(gradient, x, weight, stride, False, True)[1]
+
+
+def _by_taps(x: Tensor, gradient: Tensor, size: int, stride: int) -> Tensor:
     """Gradient (channels, 1, size, size): for each tap, the products of what it saw with the gradients of what it gave, summed."""
     padding, (height, width) = size // 2, gradient.shape[2:]
     taps = []
@@ -75,6 +108,29 @@ def _overlap(offset: int, stride: int, outputs: int, inputs: int) -> tuple[slice
         return None
     start = first * stride + offset
     return slice(first, last + 1), slice(start, last * stride + offset + 1, stride)
+
+
+def _by_pairs(x: Tensor, gradient: Tensor, kernel: int) -> Tensor:
+    """Gradient (channels, 1, kernel, kernel) from all pairs of pixels."""
+    batch, channels, height, width = x.shape
+    columns = [t.permute(1, 2, 3, 0).reshape(channels, height * width, batch) for t in (gradient, x)]
+    pairs = torch.bmm(columns[0], columns[1].transpose(1, 2))
+    found = pairs.flatten(1) @ _distances(height, width, kernel).to(pairs)
+    return found.view(channels, 1, kernel, kernel)
+
+
+@lru_cache(maxsize=32)
+def _distances(height: int, width: int, kernel: int) -> Tensor:
+    """Which tap each pair (pixel of the output, pixel of the input) belongs to: zeros and ones `(pixels * pixels, kernel * kernel)`."""
+    rows, columns = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    margin = kernel // 2
+    down = rows[None, :] - rows[:, None] + margin
+    right = columns[None, :] - columns[:, None] + margin
+    inside = (down >= 0) & (down < kernel) & (right >= 0) & (right < kernel)
+    taps = torch.zeros(height * width, height * width, kernel * kernel)
+    tap = torch.where(inside, down * kernel + right, 0)
+    taps.scatter_(2, tap[..., None], inside[..., None].float())
+    return taps.flatten(0, 1)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sartor.layers.depthwise import depthwise_conv2d
 from sartor.layers.mixed import EPS, Term, average_pool, channel_norm, pointwise_norms, to_phases
-from sartor.layers.mixed_depthwise import depthwise_conv
 
 #: In the order of the published code, which is that of the options of every edge.
 PRIMITIVES = (
@@ -175,12 +175,12 @@ class SeparableConv(Candidate):
         return _norm(self.pointwise_2(self.depthwise_2(torch.relu(x))))
 
     def before(self, node: Node) -> tuple[Tensor, Tensor]:
-        first = self.depthwise_1(node.relu) if node.stride == 2 else depthwise_conv(node.relu, self.depthwise_1.weight)
+        first = self.depthwise_1(node.relu) if node.stride == 2 else depthwise_conv2d(node.relu, self.depthwise_1.weight)
         return first, self.pointwise_1.weight
 
     def term(self, node: Node, inner: Tensor | None = None) -> Term:
         assert inner is not None
-        return Term(depthwise_conv(inner, self.depthwise_2.weight), self.pointwise_2.weight)
+        return Term(depthwise_conv2d(inner, self.depthwise_2.weight), self.pointwise_2.weight)
 
 
 class DilatedConv(Candidate):
@@ -197,7 +197,7 @@ class DilatedConv(Candidate):
         if not node.divisible:
             return Term(self.depthwise(node.relu), self.pointwise.weight)
         x, phases = node.dilated
-        return Term(depthwise_conv(x, self.depthwise.weight), self.pointwise.weight, phases)
+        return Term(depthwise_conv2d(x, self.depthwise.weight), self.pointwise.weight, phases)
 
 
 def candidate(name: str, channels: int, stride: int) -> Candidate:
