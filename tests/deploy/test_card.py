@@ -97,6 +97,14 @@ def test_the_printed_recipe_loads_the_model(
     assert (names["logits"].argmax(1) == exported.labels).mean() == pytest.approx(record["metrics"]["accuracy"], abs=0.02)
 
 
+def test_a_card_written_before_the_test_says_so(record: dict[str, Any], folder: Path) -> None:
+    """A run that was stopped leaves models whose accuracy is that of the validation images."""
+    assert "on the test images, which were read once" in write_card(record, folder, data=DATA, device=DEVICE).read_text()
+    del record["test"], record["difference"]
+    text = write_card(record, folder, data=DATA, device=DEVICE).read_text()
+    assert "on the *validation* images; the test images have not been read yet" in text and "read once" not in text
+
+
 def test_a_bare_record_makes_a_card(folder: Path) -> None:
     text = write_card({"name": "b", "file": "models/b/model.onnx", "metrics": {"accuracy": 0.5}}, folder, data={}, device={}).read_text()
     assert "0.5000" in text

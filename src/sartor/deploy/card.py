@@ -129,11 +129,13 @@ def _how(record: Mapping[str, Any], device: Mapping[str, Any]) -> str:
         f"{device.get('cpu') or device.get('name', 'unknown device')}, {device.get('runtime', 'onnxruntime')} {device.get('version', '')}"
     )
     place = place.rstrip()
+    tested = bool(record.get("test"))
+    images = "the test images, which were read once" if tested else "the *validation* images; the test images have not been read yet"
     lines = [
         "## How it was measured",
         "",
         f"* **Device:** {place}, {device.get('threads', 1)} thread(s), batch {device.get('batch', 1)}.",
-        "* **Accuracy and top5:** of the exported file itself, on the test images, which were read once.",
+        f"* **Accuracy and top5:** of the exported file itself, on {images}.",
         "* **peak_bytes, params, macs:** computed from the operators.",
     ]
     latency = record.get("latency")
