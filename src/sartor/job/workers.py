@@ -28,6 +28,8 @@ from sartor.job.state import write_json
 from sartor.layers.depthwise import quick_depthwise
 
 _PROBE = 32  # images in the step that is timed
+#: Ctrl-C reaches every process of a terminal: a worker leaves it to its parent, also while its imports last, and ends without a traceback.
+_MAIN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from sartor.job.workers import main; main()"
 _FLOOR_IMAGES, _FLOOR_SECONDS = 20_000, 20.0
 
 
@@ -116,7 +118,7 @@ def _start(job: Job, task: Task) -> tuple[subprocess.Popen[str], threading.Threa
         "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path),
     }
-    command = [sys.executable, "-m", "sartor.job.workers", str(job.folder), json.dumps(asdict(task)), str(os.getpid())]
+    command = [sys.executable, "-c", _MAIN, str(job.folder), json.dumps(asdict(task)), str(os.getpid())]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=environment)
     said: list[str] = []
     assert process.stdout is not None
@@ -177,11 +179,10 @@ def _work(folder: str, text: str, parent: int) -> None:
     save_weights(module, trained(job, task.name))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What a worker runs: its arguments are the run folder, the task and the parent's process id."""
     try:
         _work(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     except UserError as problem:
         print(json.dumps({"error": str(problem)}), flush=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
