@@ -43,7 +43,7 @@ def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
     Objectives are scaled to the range of the feasible trials, and costs enter by their logarithm, because a millisecond matters more to a
     fast network than to a slow one.
     """
-    feasible = [t for t in trials if t.status == "complete" and goals.feasible(t.metrics) and np.isfinite(goals.values(t.metrics)).all()]
+    feasible = _feasible(trials, goals, count + _REPAIRS)
     if not feasible:
         return []
     values = np.array([goals.values(t.metrics) for t in feasible])
@@ -59,6 +59,16 @@ def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
         picked.append(left.pop(int(np.argmax(gains))))
     rest = sorted((i for i in range(len(feasible)) if i not in picked), key=lambda i: (rank[i], float(values[i, 0])))
     return [feasible[i] for i in (*picked, *rest)]
+
+
+def _feasible(trials: Sequence[Trial], goals: Goals, least: int) -> list[Trial]:
+    """Trials that keep every limit; where fewer than `least` do, also those that miss nothing but a limit on accuracy, the nearest first:
+    shared weights are worse than those that training will give, and such a limit is judged on the trained file."""
+    costs = Goals(goals.objectives, tuple(limit for limit in goals.limits if limit.metric not in ("accuracy", "top5")))
+    good = [t for t in trials if t.status == "complete" and np.isfinite(goals.values(t.metrics)).all() and costs.feasible(t.metrics)]
+    kept = [t for t in good if goals.feasible(t.metrics)]
+    near = sorted((t for t in good if not goals.feasible(t.metrics)), key=lambda t: goals.violation(t.metrics))
+    return kept + near[: max(0, least - len(kept))]
 
 
 def fit_module(job: Job, name: str, module: nn.Module, *, seconds: float, start: str) -> dict[str, Any]:
