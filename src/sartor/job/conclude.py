@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -41,8 +42,17 @@ def conclude(job: Job, models: list[Record], baselines: list[Record], refused: l
             _test(job, record, test)
         job.state.put("finished", plain({"models": models, "baselines": baselines, "refused": refused}))
     done = job.state["finished"]
+    _keep_delivered(job, [*done["models"], *done["baselines"]])
     status = "complete" if done["models"] or "only_ladder" in job.state else "infeasible"
     return _write(job, done["models"], done["baselines"], done["refused"], status)
+
+
+def _keep_delivered(job: Job, records: Sequence[Record]) -> None:
+    """Remove the first model, which better ones have replaced, and what the last measurement refused: files under models/ are promises."""
+    names = {record["name"] for record in records}
+    for folder in (job.folder / "models").glob("*"):
+        if folder.name not in names:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def partial(job: Job, status: str = "partial", note: str = "") -> Record:

@@ -1,0 +1,237 @@
+"""What a run decides at its end, without training: who is chosen, refused and tested, on what images, and what is left in the folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sartor import run
+from sartor.arch import Arch, Space
+from sartor.goals import Goals
+from sartor.hardware.series import Measurement
+from sartor.job import conclude, explore, finish
+from sartor.job.context import Job, timings
+from sartor.job.workers import Task
+from sartor.request import SearchRequest
+from sartor.searchers import make_searcher
+from sartor.store import Store
+from sartor.trial import Trial
+
+Request = Callable[..., SearchRequest]
+
+
+def _clock(p50: float) -> Measurement:
+    return Measurement(0.9 * p50, p50, 1.1 * p50, 0.98 * p50, 1.02 * p50, 100, p50, 0.0, False)
+
+
+def _record(folder: Path, name: str, origin: str, validation: float, latency_ms: float) -> dict[str, Any]:
+    (folder / "models" / name).mkdir(parents=True)
+    (folder / "models" / name / "model.onnx").write_bytes(b"")
+    return {
+        "name": name, "origin": origin, "arch": {}, "file": f"models/{name}/model.onnx",
+        "validation": {"accuracy": validation, "top5": 1.0}, "metrics": {"accuracy": validation, "top5": 1.0, **timings(latency_ms)},
+    }  # fmt: skip
+
+
+# -- the end of a run ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A job at its end: the last measurement, the accuracies on test images and the pages are stand-ins."""
+    seen = SimpleNamespace(measured=[], latency={}, test={}, job=None)
+
+    def clocks(job: Job, files: Sequence[Path], seconds: float, **settings: Any) -> list[Measurement]:
+        seen.measured.append([file.parent.name for file in files])
+        return [_clock(seen.latency[file.parent.name]) for file in files]
+
+    def verify(files: Any, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        scores = {"accuracy": seen.test[files.int8.parent.name], "top5": 1.0, "accuracy_fp32": 0.5}
+        return {"test": scores, "difference": {}, "int8": {}}
+
+    monkeypatch.setattr(Job, "clocks", clocks)
+    monkeypatch.setattr(conclude, "verify", verify)
+    for name in ("_module", "reload", "write_report", "write_card"):
+        monkeypatch.setattr(conclude, name, lambda *arguments, **settings: None)
+    request = request_for(limits=["latency_ms<=1"])
+    request.save()
+    seen.job = Job(request, Path(request.out))
+    return seen
+
+
+def test_the_test_split_is_read_once_at_the_end_and_chooses_nothing(ended: SimpleNamespace) -> None:
+    job = ended.job
+    # by validation images b is dominated by a, by test images it is the other way round
+    models = [_record(job.folder, name, "search", accuracy, 0.5) for name, accuracy in (("a", 0.9), ("b", 0.8))]
+    baselines = [_record(job.folder, "rung", "baseline", 0.7, 5.0)]
+    for record in (*models, *baselines):
+        job.state.put(f"model:{record['name']}", record)
+    ended.latency.update(a=0.5, b=0.6, rung=5.0)
+    ended.test.update(a=0.6, b=0.95, rung=0.75)
+    before = conclude.partial(job)
+    assert before["status"] == "partial" and job.data.test_reads == 0
+    assert {m["name"]: m["metrics"]["accuracy"] for m in before["models"]} == {"a": 0.9, "b": 0.8}
+    result = conclude.conclude(job, models, baselines, [])
+    assert job.data.test_reads == 1
+    assert {m["name"]: (m["front"], m["metrics"]["accuracy"]) for m in result["models"]} == {"a": (True, 0.6), "b": (False, 0.95)}
+    assert result["baselines"][0]["metrics"]["accuracy"] == 0.75  # the ladder is not held to the limits
+    again = conclude.conclude(job, [], [], [])
+    assert job.data.test_reads == 1 and [m["metrics"] for m in again["models"]] == [m["metrics"] for m in result["models"]]
+    assert ended.measured == [["a", "b", "rung"]]  # all files side by side, and only once
+
+
+def test_what_the_last_measurement_refuses_is_not_left_among_the_models(ended: SimpleNamespace) -> None:
+    job = ended.job
+    models = [_record(job.folder, name, "search", 0.9, 0.5) for name in ("a", "b")]
+    _record(job.folder, "first", "search", 0.3, 0.2)
+    ended.latency.update(a=0.7, b=1.25)
+    ended.test.update(a=0.9)
+    result = conclude.conclude(job, models, [], [])
+    assert [m["name"] for m in result["models"]] == ["a"] and result["models"][0]["metrics"]["latency_ms"] == 0.7
+    assert [r["name"] for r in result["refused"]] == ["b"] and "latency_ms<=1: measured 1.25" in result["refused"][0]["reason"]
+    assert [path.name for path in (job.folder / "models").iterdir()] == ["a"]
+    assert json.loads((job.folder / "result.json").read_text()) == result
+
+
+def test_a_run_that_delivers_nothing_says_infeasible(ended: SimpleNamespace) -> None:
+    models = [_record(ended.job.folder, "a", "search", 0.9, 0.5)]
+    ended.latency.update(a=2.0)
+    result = conclude.conclude(ended.job, models, [], [])
+    assert result["status"] == "infeasible" and not result["models"] and result["refused"]
+
+
+# -- delivery: repair, refusal, both ways of training ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], list[str], list[str]]]:
+    """Deliver candidates c1, c2 … whose files have the given latencies and accuracies: (kept, refused, what was made)."""
+
+    def deliver(latency_ms: Mapping[str, float], accuracy: Mapping[str, float], **asked: Any) -> Any:
+        made: list[str] = []
+        fields = {"models": 2, "from_scratch": False, **asked}
+        job = SimpleNamespace(request=SimpleNamespace(**fields), goals=Goals.parse(["accuracy", "latency_ms"], ["latency_ms<=1"]))
+        job.folder = tmp_path
+        names = [name for name in latency_ms if not name.endswith("-scratch")]
+        trials = [
+            Trial(i, Arch({"x": i}), {"accuracy": 0.9 - 0.01 * i, "latency_ms": 0.5 - 0.01 * i, "latency_ms_p90": 0.5}, "complete")
+            for i in range(len(names))
+        ]
+
+        def make(job: Any, task: Task, origin: str, predicted: dict[str, Any]) -> dict[str, Any]:
+            made.append(task.name)
+            record = _record(tmp_path, task.name, origin, accuracy.get(task.name, 0.9), latency_ms[task.name])
+            return {**record, "training": {"from": task.start}, "predicted": predicted}
+
+        monkeypatch.setattr(finish, "make", make)
+        monkeypatch.setattr(finish, "choose", lambda *arguments: trials)
+        monkeypatch.setattr(finish, "_tasks", lambda job, queue, wanted: [Task(name, "supernet") for name in names[: len(queue)]])
+        kept, refused = finish.deliver(job, trials)  # type: ignore[arg-type]
+        assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(r["name"] for r in kept)
+        return kept, refused, made
+
+    return deliver
+
+
+def test_a_model_that_breaks_a_limit_gives_way_to_the_next_candidate(delivery: Any) -> None:
+    kept, refused, made = delivery({"c1": 0.8, "c2": 1.3, "c3": 1.1, "c4": 0.9, "c5": 0.9}, {})
+    assert [r["name"] for r in kept] == ["c1", "c4"] and made == ["c1", "c2", "c3", "c4"]  # c5 is not needed
+    assert [r["name"] for r in refused] == ["c2", "c3"] and "latency_ms<=1: measured 1.3" in refused[0]["reason"]
+
+
+def test_of_both_trainings_the_better_file_on_validation_is_delivered_and_both_are_told(delivery: Any) -> None:
+    latency = dict.fromkeys(("c1", "c1-scratch", "c2", "c2-scratch"), 0.5)
+    kept, _, made = delivery(latency, {"c1": 0.8, "c1-scratch": 0.85, "c2": 0.9, "c2-scratch": 0.7}, from_scratch=True)
+    assert made == ["c1", "c1-scratch", "c2", "c2-scratch"]
+    assert [r["name"] for r in kept] == ["c1-scratch", "c2"]
+    assert [(r["compared"]["inherited"]["accuracy"], r["compared"]["scratch"]["accuracy"]) for r in kept] == [(0.8, 0.85), (0.9, 0.7)]
+
+
+# -- the three stages ------------------------------------------------------------------------------------------------------------
+
+
+def test_screening_looks_at_ten_thousand_and_keeps_the_front(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_for(limits=["macs<=500K"])
+    request.save()
+    job = Job(request, Path(request.out))
+    seen: list[np.ndarray] = []
+
+    class Guess:
+        quality: dict[str, float] = {}
+
+        def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            seen.append(rows)
+            guesses = np.random.default_rng(0).random(len(rows))
+            return guesses, np.zeros(len(rows))
+
+    def predicted(self: Job, arch: Mapping[str, int]) -> dict[str, float]:
+        costs = self.net.costs(arch)
+        return {**costs, **timings(costs["macs"] / 1e6)}
+
+    monkeypatch.setattr(explore, "_learn", lambda job, accuracy: Guess())
+    monkeypatch.setattr(Job, "predicted", predicted)
+    front = explore.screen(job, None)  # type: ignore[arg-type]
+    (rows,) = seen
+    assert 9_900 <= len(rows) == len(np.unique(rows, axis=0)) <= 10_002
+    assert len(front) == 100 == len(set(front)) and all(arch in job.net.space for arch in front)
+    pool = {tuple(row): float(guess) for row, guess in zip(rows, np.random.default_rng(0).random(len(rows)), strict=True)}
+    costs = {tuple(row): job.net.costs(arch)["macs"] for row, arch in zip(job.net.space.encode(front), front, strict=True)}
+    assert max(costs.values()) <= 500_000  # feasible ones are many, and come first
+    best = max(pool[row] for row in costs)
+    assert best > 0.99  # of thousands that fit, the most accurate guess is kept
+    assert explore.screen(job, None) == front and len(seen) == 1  # type: ignore[arg-type]  # resumed: not screened again
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_a_candidates_latency_is_the_clocks_wherever_there_is_one(measured: bool, tmp_path: Path) -> None:
+    exported: list[Path] = []
+
+    def export(module: Any, folder: Path, *, quick: bool) -> Path:
+        exported.append(folder / "model.onnx")
+        return exported[-1]
+
+    job = SimpleNamespace(
+        target=SimpleNamespace(measured=measured), goals=Goals.parse(["accuracy", "latency_ms"]), export=export,
+        net=SimpleNamespace(extract=lambda arch: SimpleNamespace(eval=lambda: None)), clock=lambda file, seconds: _clock(0.25),
+        file_figures=lambda file: {"file_bytes": 7.0}, predicted=lambda arch: {"params": 3.0, **timings(9.0)},
+        energies=lambda *a: {}, dynamic_mj=lambda arch: None,
+    )  # fmt: skip
+    found = explore.candidate(job, lambda arch: {"accuracy": 0.5})(Arch({"x": 0}))  # type: ignore[arg-type]
+    assert found["accuracy"] == 0.5 and found["params"] == 3.0 and bool(exported) == measured
+    assert found["latency_ms"] == (0.25 if measured else 9.0) and ("file_bytes" in found) == measured
+
+
+def test_slices_of_time_and_interruptions_change_no_proposal(tmp_path: Path) -> None:
+    """The job asks for a generation at a time, as long as its time lasts; a resumed one goes on in the same sequence."""
+    space, goals = Space({f"c{i}": range(4) for i in range(6)}), Goals.parse(["accuracy", "latency_ms"])
+
+    def evaluate(arch: Arch) -> dict[str, float]:
+        return {"accuracy": 1 / (1 + arch["c0"] + arch["c1"]), **timings(1.0 + sum(arch.values()))}
+
+    left = iter(range(33))
+
+    def interrupted(arch: Arch) -> dict[str, float]:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return evaluate(arch)
+
+    def sliced(function: Callable[[Arch], dict[str, float]]) -> list[Trial]:
+        request = SearchRequest(data="digits", seed=3)
+        job = Job(request, tmp_path)
+        job.__dict__["net"] = SimpleNamespace(space=space)
+        with Store(tmp_path / "h.sqlite") as store:
+            searcher = make_searcher("nsga2", space, goals, population=10)
+            return explore.for_seconds(job, "explore", searcher, function, store, 1e9, (10, 70), 10)
+
+    with pytest.raises(KeyboardInterrupt):
+        sliced(interrupted)
+    found = sliced(evaluate)
+    searcher = make_searcher("nsga2", space, goals, population=10)
+    whole = run.search(searcher, evaluate, goals=goals, space=space, budget=70, batch=10, seed=3)
+    assert [(t.number, t.arch) for t in found] == [(t.number, t.arch) for t in whole.trials]
