@@ -119,6 +119,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("devices --threads 100000", ["threads", "100000"]),
     ("devices --precision int4", ["precision", "'int4'"]),
     ("data digit", ["digit", "digits"]),
+    ("data digits --validation 0", ["validation", "between 0 and 1", "0.0"]),
     ("spaces --size 0", ["size", "at least 4", "0"]),
 ]
 

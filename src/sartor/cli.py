@@ -220,7 +220,7 @@ def data_command(
         rows = [[str(e["name"]), str(e["description"]), e["where"] if e["found"] else f"not here: {e['how']}"] for e in entries]
         shown = terminal.table("Data by name", ("name", "description", "where"), rows, left=3)
     else:
-        dataset = load(name, seed=seed or 0, validation=validation or 0.1, limit=limit_train, size=input_size)
+        dataset = load(name, seed=seed or 0, validation=0.1 if validation is None else validation, limit=limit_train, size=input_size)
         found = dataset.summary()
         shown = terminal.table(dataset.name, ("", ""), [[key, str(value)] for key, value in found.items() if key != "name"], left=2)
     if as_json:
