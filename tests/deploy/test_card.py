@@ -105,6 +105,13 @@ def test_a_card_written_before_the_test_says_so(record: dict[str, Any], folder: 
     assert "on the *validation* images; the test images have not been read yet" in text and "read once" not in text
 
 
+@pytest.mark.parametrize(("dtype", "words"), [("uint8", "pixels 0..255 divided by 255"), ("float32", "pixels as the data set holds them")])
+def test_a_card_says_which_scale_is_normalised(record: dict[str, Any], folder: Path, dtype: str, words: str) -> None:
+    """Arrays of floats are normalised on their own scale, which need not be 0..1."""
+    text = write_card(record, folder, data={**DATA, "dtype": dtype}, device=DEVICE).read_text()
+    assert f"per channel, {words}, mean [0.305], std [0.376]" in text
+
+
 def test_a_bare_record_makes_a_card(folder: Path) -> None:
     text = write_card({"name": "b", "file": "models/b/model.onnx", "metrics": {"accuracy": 0.5}}, folder, data={}, device={}).read_text()
     assert "0.5000" in text

@@ -141,7 +141,7 @@ def _floor(baselines: Sequence[Record]) -> float:
 def _write(
     job: Job, models: list[Record], baselines: list[Record], refused: list[dict[str, str]], status: str, notes: Sequence[str] = ()
 ) -> Record:
-    data = {**job.data.summary(), "mean": job.data.mean.tolist(), "std": job.data.std.tolist()}
+    data = {**job.data.summary(), "mean": job.data.mean.tolist(), "std": job.data.std.tolist(), "dtype": str(job.data.train.raw.dtype)}
     limits = [{"metric": one.metric, "bound": one.bound, "statistic": one.statistic} for one in job.goals.limits]
     whole = status == "complete"
     result = plain(
