@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sartor import job as jobs
 from sartor import run
 from sartor.arch import Arch, Space
 from sartor.goals import Goals
 from sartor.hardware.series import Measurement
 from sartor.job import conclude, explore, finish
 from sartor.job.context import Job, timings
-from sartor.job.workers import Task
+from sartor.job.workers import Task, trained
 from sartor.request import SearchRequest
 from sartor.searchers import make_searcher
 from sartor.store import Store
@@ -151,6 +153,42 @@ def test_of_both_trainings_the_better_file_on_validation_is_delivered_and_both_a
     assert made == ["c1", "c1-scratch", "c2", "c2-scratch"]
     assert [r["name"] for r in kept] == ["c1-scratch", "c2"]
     assert [(r["compared"]["inherited"]["accuracy"], r["compared"]["scratch"]["accuracy"]) for r in kept] == [(0.8, 0.85), (0.9, 0.7)]
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+def test_a_stopped_run_exports_what_is_trained_and_tells_the_rest_later(
+    impatient: bool, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_for()
+    request.save()
+    stopped = Job(request, Path(request.out))
+    made: list[str] = []
+
+    def make(job: Job, task: Task, *arguments: Any) -> None:
+        made.append(task.name)
+        if impatient:
+            raise KeyboardInterrupt
+
+    def phases(job: Job) -> None:
+        job.state.put("tasks", [asdict(Task(name, "supernet")) for name in ("s01", "s02", "s03", "s04")])
+        for name in ("s02", "s03", "s04"):
+            trained(job, name).write_bytes(b"")
+        job.state.put("model:s03", {"name": "s03", "predicted": {"latency_ms": 2.0}})
+        raise KeyboardInterrupt
+
+    written: list[list[str]] = []
+    monkeypatch.setattr(finish, "make", make)
+    monkeypatch.setattr(jobs, "_phases", phases)
+    monkeypatch.setattr(conclude, "partial", lambda job: written.append(list(made)))
+    with pytest.raises(KeyboardInterrupt):
+        jobs._carry_out(stopped)
+    assert written == [["s02"] if impatient else ["s02", "s04"]]  # the result is written last, and always
+
+
+def test_a_model_that_is_there_is_not_made_again_and_keeps_what_was_predicted(tmp_path: Path) -> None:
+    job = SimpleNamespace(state={"model:s01": {"name": "s01", "predicted": {"latency_ms": 2.0}}}, folder=tmp_path)
+    record = finish.make(job, Task("s01", "supernet"), "search", {"accuracy": 0.8})  # type: ignore[arg-type]
+    assert record["predicted"] == {"accuracy": 0.8, "latency_ms": 2.0}
 
 
 # -- the three stages ------------------------------------------------------------------------------------------------------------

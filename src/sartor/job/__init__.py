@@ -6,9 +6,11 @@ that is there, so a run goes on after Ctrl-C or kill -9 from where it was.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sartor.errors import UserError
 from sartor.job.context import Job, Progress, silent
 from sartor.request import SearchRequest
 
@@ -49,12 +51,15 @@ def _carry_out(job: Job) -> dict[str, Any]:
 
     from sartor.hardware.device import cores
     from sartor.job.conclude import partial
+    from sartor.job.finish import salvage
     from sartor.job.limits import Unattainable
 
     torch.set_num_threads(cores())
     try:
         return _phases(job)
     except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt, UserError):  # pressed again: at once
+            salvage(job)
         partial(job)
         raise
     except Unattainable as error:

@@ -88,7 +88,8 @@ def make(job: Job, task: Task, origin: str, predicted: dict[str, Any]) -> dict[s
     A record that exists is read, not made again: a resumed run goes on behind it.
     """
     if f"model:{task.name}" in job.state:
-        return dict(job.state[f"model:{task.name}"])
+        record = dict(job.state[f"model:{task.name}"])
+        return {**record, "predicted": {**predicted, **record["predicted"]}}
     weights = trained(job, task.name)
     module = module_of(job, task)
     if weights.is_file():
@@ -186,6 +187,15 @@ def deliver(job: Job, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], li
         else:
             kept.append(record)
     return kept, refused
+
+
+def salvage(job: Job) -> None:
+    """Export what is trained by now, so that a stopped run leaves it; a resumed one goes on behind it."""
+    tasks = [Task(**task) for task in job.state.facts.get("tasks", [])]
+    there = [task for task in tasks if trained(job, task.name).is_file() and f"model:{task.name}" not in job.state]
+    for number, task in enumerate(there):
+        job.progress("export what is trained (Ctrl-C again leaves it out)", number, len(there))
+        make(job, task, "search", {})
 
 
 def _tasks(job: Job, queue: Sequence[Trial], wanted: int) -> list[Task]:
