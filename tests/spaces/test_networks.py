@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sartor.arch import Arch
 from sartor.errors import UserError
@@ -78,6 +79,19 @@ def test_extraction_equals_the_supernet_and_is_alive(name: str, shape: tuple[int
         idle = [n for n, p in plain.named_parameters() if p.grad is None]
         assert idle == []
         assert not {p.data_ptr() for p in plain.parameters()} & {p.data_ptr() for p in net.parameters()}
+
+
+@pytest.mark.parametrize("name", ["mobile", "catalogue"])
+def test_weights_are_read_through_parameters_alone(name: str) -> None:
+    """`functional_call` with another net's parameters is that net: what second-order methods and hypernetworks rely on."""
+    net, x = net_of(name, (1, 8, 8)), batch((1, 8, 8))
+    torch.manual_seed(1)
+    other = build(name, (1, 8, 8), 7).eval()
+    for arch in drawn(net, 3, seed=5):
+        with torch.no_grad():
+            found = functional_call(net, dict(other.named_parameters()), (x, arch))
+            close(found, other(x, arch))
+            assert not torch.allclose(found, net(x, arch), atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "shape"), SHAPES)
