@@ -81,6 +81,39 @@ def test_kill_9_at_ten_random_moments_loses_nothing(request_for: Callable[..., S
     assert len({labels for labels, _ in rows.values()}) == len(rows), "an architecture was evaluated twice"
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_models_train_leaves_what_there_is_and_resume_finishes(
+    request_for: Callable[..., SearchRequest], tmp_path: Path
+) -> None:
+    """The interrupt reaches every process of the terminal: one sentence, no traceback, and a folder to go on from."""
+    out = tmp_path / "run"
+    # whoever runs the tests in the background has left the interrupt ignored
+    listening = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from sartor import cli; sys.exit(cli.main())"
+    command = [sys.executable, "-c", listening]
+    options = ["--minutes", "0.3", "--models", "2", "--no-baselines", "--limit-train", "400", "--out", str(out)]
+    request_for()  # the private latency table
+    said: list[str] = []
+    with subprocess.Popen(
+        [*command, "search", "digits", *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if "train s0" in line:
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        said += process.stderr.readlines()
+        assert process.wait() == 130, said
+    assert said[-1].startswith("sartor: Stopped") and "Traceback" not in "".join(said)
+    result = json.loads((out / "result.json").read_text())
+    assert result["status"] == "partial" and all((out / m["file"]).is_file() for m in result["models"]) and result["models"]
+    assert not any(m.get("test") for m in result["models"])
+    before = _rows(out)
+    done = subprocess.run([*command, "resume", str(out), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "complete" and _rows(out) == before
+
+
 def _rows(out: Path) -> dict[str, tuple[str, str]]:
     path = out / "history.sqlite"
     if not path.is_file():
