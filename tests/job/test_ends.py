@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from sartor.goals import Goals
 from sartor.hardware.series import Measurement
 from sartor.job import conclude, explore, finish
 from sartor.job.context import Job, timings
+from sartor.job.state import State
 from sartor.job.workers import Task, trained
 from sartor.request import SearchRequest
 from sartor.searchers import make_searcher
@@ -34,7 +36,8 @@ def _clock(p50: float) -> Measurement:
 
 def _record(folder: Path, name: str, origin: str, validation: float, latency_ms: float) -> dict[str, Any]:
     (folder / "models" / name).mkdir(parents=True)
-    (folder / "models" / name / "model.onnx").write_bytes(b"")
+    for file in ("model.onnx", finish.WEIGHTS):
+        (folder / "models" / name / file).write_bytes(b"")
     return {
         "name": name, "origin": origin, "arch": {}, "file": f"models/{name}/model.onnx",
         "validation": {"accuracy": validation, "top5": 1.0}, "metrics": {"accuracy": validation, "top5": 1.0, **timings(latency_ms)},
@@ -97,7 +100,7 @@ def test_what_the_last_measurement_refuses_is_not_left_among_the_models(ended: S
     result = conclude.conclude(job, models, [], [])
     assert [m["name"] for m in result["models"]] == ["a"] and result["models"][0]["metrics"]["latency_ms"] == 0.7
     assert [r["name"] for r in result["refused"]] == ["b"] and "latency_ms<=1: measured 1.25" in result["refused"][0]["reason"]
-    assert [path.name for path in (job.folder / "models").iterdir()] == ["a"]
+    assert [str(p.relative_to(job.folder)) for p in sorted((job.folder / "models").rglob("*"))] == ["models/a", "models/a/model.onnx"]
     assert json.loads((job.folder / "result.json").read_text()) == result
 
 
@@ -191,6 +194,18 @@ def test_a_model_that_is_there_is_not_made_again_and_keeps_what_was_predicted(tm
     assert record["predicted"] == {"accuracy": 0.8, "latency_ms": 2.0}
 
 
+def test_a_resumed_run_trains_side_by_side_what_is_not_made_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from scratch, when the training from inherited weights is made already."""
+    state = State(tmp_path / "state.json")
+    state.put("tasks", [asdict(Task(name, "supernet")) for name in ("s01", "s02", "s03")])
+    state.put("model:s01", {})
+    job = SimpleNamespace(request=SimpleNamespace(from_scratch=True), state=state)
+    asked: list[Task] = []
+    monkeypatch.setattr(finish, "train_all", lambda job, tasks: asked.extend(tasks))
+    assert [t.name for t in finish._tasks(job, [], 2)] == ["s01", "s02", "s03"]  # type: ignore[arg-type]
+    assert [(t.name, t.start) for t in asked] == [("s02", "supernet"), ("s01-scratch", "scratch"), ("s02-scratch", "scratch")]
+
+
 # -- the three stages ------------------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +239,43 @@ def test_screening_looks_at_ten_thousand_and_keeps_the_front(request_for: Reques
     best = max(pool[row] for row in costs)
     assert best > 0.99  # of thousands that fit, the most accurate guess is kept
     assert explore.screen(job, None) == front and len(seen) == 1  # type: ignore[arg-type]  # resumed: not screened again
+
+
+def test_phases_do_not_overlap_so_that_no_time_is_counted_twice(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_for()
+    request.save()
+    job = Job(request, Path(request.out))
+    job.__dict__["plan"] = replace(job.plan, screened=200, front=5)
+    open_phases: list[str] = []
+    seen: list[str] = []
+
+    @contextmanager
+    def timing(self: State, phase: str) -> Iterator[None]:
+        assert not open_phases, f"{phase} within {open_phases}"
+        open_phases.append(phase)
+        seen.append(phase)
+        yield
+        open_phases.clear()
+
+    def for_seconds(job: Job, what: str, *arguments: Any) -> list[Trial]:
+        with job.state.timing(what):
+            return [Trial(i, job.net.space.at(i), {"accuracy": 0.1 * i}) for i in range(8)]
+
+    guess = SimpleNamespace(quality={}, predict=lambda rows: (np.zeros(len(rows)), np.zeros(len(rows))))
+    monkeypatch.setattr(State, "timing", timing)
+    monkeypatch.setattr(explore, "for_seconds", for_seconds)
+    monkeypatch.setattr(explore, "fit", lambda *arguments, **settings: guess)
+    monkeypatch.setattr(Job, "predicted", lambda self, arch: timings(self.net.costs(arch)["macs"]))
+    assert len(explore.screen(job, None)) == 5 and set(seen) == {"sample", "screen"}  # type: ignore[arg-type]
+
+
+def test_a_space_of_one_network_needs_no_predictor(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--space mobilenet-v2`: there is too little to learn from, and nothing to screen."""
+    request = request_for(space="mobilenet-v2")
+    request.save()
+    job = Job(request, Path(request.out))
+    monkeypatch.setattr(explore, "_learn", lambda job, accuracy: pytest.fail("nothing to learn"))
+    assert explore.screen(job, None) == [job.net.largest] == list(job.net.space)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("measured", [True, False])

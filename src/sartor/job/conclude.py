@@ -18,7 +18,7 @@ from sartor.goals import QUIET
 from sartor.job.context import Job, timings
 from sartor.job.device_space import deliver_tflite
 from sartor.job.device_space import notes as device_notes
-from sartor.job.finish import reload
+from sartor.job.finish import WEIGHTS, reload
 from sartor.job.ladder import rung
 from sartor.job.state import write_json
 from sartor.report.html import write_report
@@ -48,11 +48,14 @@ def conclude(job: Job, models: list[Record], baselines: list[Record], refused: l
 
 
 def _keep_delivered(job: Job, records: Sequence[Record]) -> None:
-    """Remove the first model, which better ones have replaced, and what the last measurement refused: files under models/ are promises."""
+    """Remove the first model, which better ones have replaced, what the last measurement refused, and the weights as the supernet names
+    them, which model.safetensors holds too: files under models/ are promises."""
     names = {record["name"] for record in records}
     for folder in (job.folder / "models").glob("*"):
         if folder.name not in names:
             shutil.rmtree(folder, ignore_errors=True)
+        else:
+            (folder / WEIGHTS).unlink(missing_ok=True)
 
 
 def partial(job: Job, status: str = "partial", note: str = "") -> Record:

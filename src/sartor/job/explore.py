@@ -150,11 +150,14 @@ def load_weights(module: Any, path: Path) -> None:
 
 
 def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
-    """The documents' first stage: learn accuracy from some sub-nets, predict it for 10,000, keep the 100 on or next to the front."""
+    """The documents' first stage: learn accuracy from some sub-nets, predict it for 10,000, keep the 100 on or next to the front. A space
+    that is not larger than those is handed on whole."""
     if "screen" in job.state:
         return [job.canonical(arch) for arch in job.state["screen"]["front"]]
+    if job.net.space.size <= job.plan.front:
+        return list(job.net.space)
+    predictor = _learn(job, accuracy)
     with job.state.timing("screen"):
-        predictor = _learn(job, accuracy)
         rng = job.rng(4)
         draws = (job.net.space.sample(rng) for _ in range(job.plan.screened))
         pool = list(dict.fromkeys([job.net.largest, job.net.smallest, *draws]))  # no set: its order changes from process to process
@@ -192,7 +195,8 @@ def _learn(job: Job, accuracy: SupernetEvaluator) -> Predictor:
     if len(good) < 4:
         reason = next((t.error for t in trials if t.error), "no accuracy was finite")
         raise UserError(f"the supernet's sub-nets could not be evaluated: {reason}")
-    return fit(job.net.space.encode([t.arch for t in good]), [t.metrics["accuracy"] for t in good], seed=job.request.seed)
+    with job.state.timing("screen"):
+        return fit(job.net.space.encode([t.arch for t in good]), [t.metrics["accuracy"] for t in good], seed=job.request.seed)
 
 
 def for_seconds(
