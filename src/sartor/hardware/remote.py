@@ -269,7 +269,8 @@ class RemoteDevice:
             waited = time.monotonic() - began
             if waited + pause > patience:
                 raise UserError(
-                    f"device {self.name}: it {reason}, for {waited:.0f} s by now: see to the agent, then go on with `sartor resume`"
+                    f"device {self.name}: it {reason}, for {waited:.0f} s by now: "
+                    "see to the agent, then try again (a search: `sartor resume`)"
                 )
             if self._progress is not None:
                 self._progress(f"waiting for {self.name}: it {reason}", int(waited), int(patience))

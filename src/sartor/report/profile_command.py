@@ -49,9 +49,11 @@ def profile(
         raise UserError(f"FILE{RUNTIMES[runtime].suffix}: expected {what}, but got {str(file)!r}.")
     from sartor.report.profile_page import write_profile
     from sartor.report.profiling import profile as profiled
+    from sartor.report.terminal import Progress
 
     setup = Setup(runtime, precision, threads, batch, input_shape=_shape(shape))
-    found = profiled(file, setup=setup, device=device, seed=seed, sweep=sweep, limit_bytes=_limit(limit))
+    with Progress(plain=True if as_json else None) as progress:  # hears of a board that does not answer
+        found = profiled(file, setup=setup, device=device, seed=seed, sweep=sweep, limit_bytes=_limit(limit), progress=progress)
     written = [str(path) for path in write_profile(out, found)] if out is not None else []
     record = {**found.record, "files": written}
     if as_json:

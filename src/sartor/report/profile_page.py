@@ -102,9 +102,8 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         shares = {bound: sum(op["us"] for op in roof["ops"] if op["bound"] == bound) / total for bound in ("compute", "memory", "overhead")}
         said.append("By the roofline " + ", ".join(f"{share:.0%} of the time is {name} bound" for name, share in shares.items()) + ".")
     if record["table"] is not None:
-        said.append(
-            f"The latency table of this machine says {record['table']['latency_ms']:.3f} ms; its quality: {record['table']['verdict']}."
-        )
+        owner = "this machine" if record["device"]["name"] == "host" else record["device"]["name"]
+        said.append(f"The latency table of {owner} says {record['table']['latency_ms']:.3f} ms; its quality: {record['table']['verdict']}.")
     return said
 
 

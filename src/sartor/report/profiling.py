@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sartor.hardware.memory import Moment
     from sartor.hardware.roofline import OpTime, Roofline
     from sartor.hardware.runtimes import Setup
+    from sartor.hardware.target import Device
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,23 +47,29 @@ def profile(
     timeline}, `roofline` {model, latency_ms, quality, ops}, `table` {latency_ms, quality, verdict}, `compatibility`, `sweep`, `notes`.
     Parts that could not be had are None, with the reason in `notes`.
 
-    Raises UserError for a file that cannot be measured or read, an unknown device, and a runtime that is not installed.
+    On a device behind an agent the latency is that of its agent, waited for as a search does; of a device that is only described it is
+    None, with what the roofline says under `roofline` and the sentence that nothing was measured under `notes`.
+
+    Raises UserError for a file that cannot be measured or read, an unknown device, a runtime that is not installed, and a setting that
+    the device cannot be told.
     """
     from sartor.hardware.devices import HOST, find
+    from sartor.hardware.target import open_device
+    from sartor.report.profile_measuring import check_possible_there, measure_here, measure_there
 
-    record: dict[str, Any] = {"file": str(file), "runtime": setup.runtime, "threads": setup.threads, "batch": setup.batch}
-    notes: list[str] = []
-    spec = find(device)
+    spec, bench = find(device), open_device(device, progress=progress)
     here = device == HOST
-    record["device"] = {"name": device, "measured": here or spec.agent is not None}
+    if not here:
+        check_possible_there(bench, spec, setup, sweep)
+    runtime = setup.runtime if bench.measured else spec.runtime
+    record: dict[str, Any] = {"file": str(file), "runtime": runtime, "threads": setup.threads, "batch": setup.batch}
+    notes: list[str] = []
+    record["device"] = {"name": device, "measured": bench.measured}
     record["latency"], record["layers"] = None, []
     if here:
-        _measure_here(file, setup, seconds, seed, sweep, record, notes, progress)
-    elif spec.agent is not None:
-        from sartor.hardware.target import open_device
-
-        (found,) = open_device(device).measure_many([file], threads=setup.threads, batch=setup.batch, seconds=seconds, seed=seed)
-        record["latency"] = found.to_json()
+        measure_here(file, setup, seconds, seed, sweep, record, notes, progress)
+    else:
+        measure_there(file, bench, spec, setup, seconds, seed, record, notes, progress)
     graph = _graph(file, notes)
     if graph is None:
         return Profile({**record, "graph": None, "memory": None, "roofline": None, "table": None, "compatibility": [], "notes": notes},
@@ -78,39 +85,10 @@ def profile(
     record["compatibility"] = [str(finding) for finding in check(graph, spec)]
     moments = _memory(graph, precision, limit_bytes, record)
     model, times = _roofline(graph, device, spec, precision, setup, record, notes)
-    record["table"] = _table(graph, precision, setup.threads) if here and setup.runtime == "onnxruntime" and setup.batch == 1 else None
+    tabled = bench.measured and setup.runtime == "onnxruntime" and setup.batch == 1
+    record["table"] = _table(graph, bench, precision, setup.threads) if tabled else None
     record["notes"] = notes
     return Profile(record, model, times, moments)
-
-
-def _measure_here(
-    file: Path, setup: Setup, seconds: float, seed: int, sweep: bool, record: dict[str, Any], notes: list[str], progress: Progress | None
-) -> None:
-    from sartor.hardware.measure import measure_setups
-    from sartor.hardware.measure import sweep as sweep_setups
-    from sartor.hardware.profile import PROFILED, layers
-
-    (found,) = measure_setups([(file, setup)], seconds=seconds, seed=seed, progress=progress)
-    record["latency"] = found.to_json()
-    if found.conditions is not None:
-        notes += list(found.conditions["warnings"])
-    if setup.runtime in PROFILED:
-        record["layers"] = [
-            {"name": layer.name, "type": layer.type, "latency_us": round(layer.us, 3)} for layer in layers(file, setup, total_ms=found.p50)
-        ]
-    else:
-        notes.append(f"{setup.runtime} does not time its layers.")
-    if sweep:
-        tried = sweep_setups(file, setup=replace(setup, cores=()), cores=_core_sets(), seconds=seconds, seed=seed)
-        record["sweep"] = [{"setup": one.to_json(), "latency": latency.to_json()} for one, latency in tried]
-
-
-def _core_sets() -> list[tuple[int, ...]]:
-    """Not pinned; pinned to the first one, two, four … cores of this process."""
-    if not hasattr(os, "sched_getaffinity"):
-        return [()]
-    mine = sorted(os.sched_getaffinity(0))
-    return [(), *(tuple(mine[: 2**power]) for power in range(len(mine).bit_length()) if 2**power <= len(mine))]
 
 
 def _graph(file: Path, notes: list[str]) -> OpGraph | None:
@@ -237,14 +215,13 @@ def load_roofline(key: str, precision: str, threads: int = 1) -> Roofline | None
         return None
 
 
-def _table(graph: OpGraph, precision: str, threads: int) -> dict[str, Any] | None:
-    """What this machine's latency table says, and how good it was on networks left out of its calibration. None without entries."""
+def _table(graph: OpGraph, bench: Device, precision: str, threads: int) -> dict[str, Any] | None:
+    """What the device's latency table says, and how good it was on networks left out of its calibration. None without entries."""
     if precision not in ("fp32", "int8"):
         return None
-    from sartor.hardware.device import host
     from sartor.hardware.table import LatencyTable
 
-    identity = host(precision, threads)
+    identity = bench.identity(precision, threads)
     path = _table_path(identity)
     if not path.is_file():
         return None
