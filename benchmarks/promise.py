@@ -94,7 +94,7 @@ def best_of_pool(folder: Path, bound: float) -> dict:
     with Store(folder / "history.sqlite") as store:
         trials = [t for t in store.trials() if t.status == "complete" and t.metrics["latency_ms"] <= bound]
     best = max(t.metrics["accuracy"] for t in trials)
-    images = json.loads((folder / "result.json").read_text())["data"]["validation"]
+    images = min(1000, json.loads((folder / "result.json").read_text())["data"]["validation"])  # as many as the search looks at
     return {"accuracy": best, "noise": 2 * (2 * best * (1 - best) / images) ** 0.5, "candidates": len(trials)}
 
 

@@ -37,6 +37,9 @@ class SupernetEvaluator:
             point at 90 %, less between two nets, whose errors coincide); None for all.
         batch: images per forward pass; 64 keeps the activations of small nets in the cache and is the fastest on CPUs.
 
+    Attributes:
+        images: number of validation images that are looked at.
+
     Raises:
         UserError: if there are no validation images.
     """
@@ -57,6 +60,7 @@ class SupernetEvaluator:
         self.net, self.channels_last = net, channels_last
         self._calibration = first_images(data.train, calibration, seed=seed, batch=batch, channels_last=channels_last)
         self._validation = subset(list(tensors(data.validation, batch, channels_last=channels_last)), images, batch, seed)
+        self.images = sum(len(y) for _, y in self._validation)
         self._cache: dict[Arch, dict[str, float]] = {}
 
     def __call__(self, arch: Mapping[str, int]) -> dict[str, float]:

@@ -74,6 +74,7 @@ def _phases(job: Job) -> dict[str, Any]:
     from sartor.job import by_method, explore, finish, ladder, limits
     from sartor.job.conclude import conclude, partial
     from sartor.job.device_space import fit_device
+    from sartor.job.finalists import look_again
     from sartor.job.first import first_model
     from sartor.job.sizing import fit_space
     from sartor.methods import METHODS
@@ -98,7 +99,7 @@ def _phases(job: Job) -> dict[str, Any]:
         explore.train_supernet(job)
         accuracy = SupernetEvaluator(job.net, job.data, seed=job.request.seed)
         front = explore.screen(job, accuracy) if job.request.strategy != "random" else []
-        trials = explore.explore(job, accuracy, front)
+        trials = look_again(job, explore.explore(job, accuracy, front), accuracy)
     with job.state.timing("finish"):
         models, refused = finish.deliver(job, trials)
     partial(job)

@@ -265,7 +265,11 @@ def explore(job: Job, accuracy: SupernetEvaluator, initial: list[Arch]) -> list[
 
 
 def _seeds(job: Job, front: list[Arch]) -> list[Arch]:
-    """The screened architectures that the first generation has time for, spread over the predicted latencies."""
+    """The screened architectures that the first generation has time for, spread over the predicted latencies, and the largest network of
+    the space where the limits allow it."""
     ordered = sorted(front, key=lambda a: job.predicted(a)["latency_ms"])
-    count = min(len(ordered), _POPULATION)
-    return [ordered[int(i)] for i in np.unique(np.linspace(0, len(ordered) - 1, count).round())]
+    count = min(len(ordered), _POPULATION - 1)
+    picked = [ordered[int(i)] for i in np.unique(np.linspace(0, len(ordered) - 1, count).round())]
+    largest = job.canonical(job.net.largest)
+    costs = {**job.predicted(largest), "accuracy": 1.0, "top5": 1.0, **dict.fromkeys(OF_FILES, 0.0)}
+    return [*picked, largest] if largest not in picked and job.goals.feasible(costs) else picked
