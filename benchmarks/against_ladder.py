@@ -3,12 +3,13 @@
     python benchmarks/against_ladder.py fashion-mnist --minutes 40 --out runs/fashion
     python benchmarks/against_ladder.py cifar10-20k.npz --minutes 40 --out runs/cifar
 
-Interrupted runs go on when the same command is given again. Prints what the report says, and writes `summary.json` into the run folder.
+Interrupted runs go on when the same command is given again. Prints what the report says, and writes `summary.json` and `table.md` into the run folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from pathlib import Path
@@ -43,6 +44,7 @@ def main() -> None:
         floor = 0.6 if "cifar" in options.data else 0.85
     summary = summarise(result, floor)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / "table.md").write_text(table(result))
     print(json.dumps(summary, indent=1))
 
 
@@ -73,6 +75,24 @@ def summarise(result: dict, floor: float) -> dict:
         "best_accuracy": max(r["metrics"]["accuracy"] for r in models),
         "seconds": result["seconds"],
     }
+
+
+def table(result: dict) -> str:
+    """Every network by latency, searched ones left and the ladder right, as the manual shows them."""
+    columns = [sorted(result[kind], key=lambda r: r["metrics"]["latency_ms"]) for kind in ("models", "baselines")]
+    head = "| | test accuracy | p50 ms | 95 % interval | epochs "
+    lines = [head + head + "|", "|---" * 10 + "|"]
+    for pair in itertools.zip_longest(*columns):
+        cells = []
+        for r in pair:
+            if r is None:
+                cells += [""] * 5
+            else:
+                clock, epochs = r["latency"], r["training"]["epochs"]
+                cells += [r["name"], f"{r['metrics']['accuracy']:.2%}".replace("%", " %"), f"{clock['p50']:.4f}"]
+                cells += [f"{clock['low']:.4f} – {clock['high']:.4f}", f"{epochs:.1f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

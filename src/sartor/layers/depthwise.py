@@ -88,7 +88,9 @@ def _by_columns(x: Tensor, gradient: Tensor, size: int, stride: int) -> Tensor:
     three = x.new_empty(x.shape[1], 1, size, 3)  # of which the backend reads the shape alone
     for first in range(0, size - 2, 2):
         part = wide[:, :, :, first : first + seen]
-        found[..., first : first + 3] = _by_backend(gradient, part, three, stride, False, True, (margin, 0))[1]
+        columns = _by_backend(gradient, part, three, stride, False, True, (margin, 0))[1]
+        assert columns is not None
+        found[..., first : first + 3] = columns
     return found
 
 

@@ -51,7 +51,10 @@ class _Program:
         self._held: Any = None  # the program's memory must outlive its method
         _LOADED.add(self)
         self.enter()
-        self.input_shape = tuple(int(size) for size in self._held[1].metadata.input_tensor_meta(0).sizes())
+        self.input_shape = self._shape()
+
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(int(size) for size in self._held[1].metadata.input_tensor_meta(0).sizes())
 
     def enter(self) -> bool:
         """Gives the pool this program's threads and loads the program where it is not loaded; whether it was loaded now."""
