@@ -3,7 +3,7 @@
     python benchmarks/against_ladder.py fashion-mnist --minutes 40 --out runs/fashion
     python benchmarks/against_ladder.py cifar10-20k.npz --minutes 40 --out runs/cifar
 
-Interrupted runs go on when the same command is given again. Prints what the report says, and writes `summary.json` and `table.md` into the run folder.
+Interrupted runs go on when the same command is given again. Prints what the report says, and writes summary.json and table.md.
 """
 
 from __future__ import annotations
