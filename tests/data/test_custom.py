@@ -52,6 +52,7 @@ def arrays(): return np.zeros((20, 4, 4)), np.zeros(20)
 def texts(): return [(np.zeros((4, 4)), "cat")] * 20
 def halves(): return [(np.zeros((4, 4)), 0.5)] * 20
 def fails(): raise KeyError("path")
+def leaves(): raise SystemExit(0)
 number = 3
 """
 
@@ -121,6 +122,7 @@ def test_mixed_sizes_need_a_size(here: str) -> None:
         ("{here}:texts", "labels must be whole numbers"),
         ("{here}:halves", "labels must be whole numbers"),
         ("{here}:fails", "the function failed with KeyError: 'path'"),
+        ("{here}:leaves", "the function failed with SystemExit: 0"),
     ],
 )
 def test_wrong_functions_are_refused(here: str, spec: str, message: str) -> None:

@@ -80,7 +80,10 @@ def test_images_lying_on_their_side_are_turned(tmp_path: Path) -> None:
 def test_mixed_sizes_are_refused_unless_a_size_is_given(tmp_path: Path) -> None:
     fill(tmp_path, 5)
     draw(tmp_path / "bee" / "large.png", 50, size=(40, 20))
-    with pytest.raises(UserError, match=r"2 sizes \(10 of 11 images are 6x4, bee/large.png is not\); pass size="):
+    with pytest.raises(
+        UserError,
+        match=r"2 sizes \(10 of 11 images are 6x4, bee/large.png is not\); pass size= to resize them \(--input-size, for example 4\)",
+    ):
         load(tmp_path)
     data = load(tmp_path, size=(8, 5))
     assert data.input_shape == (3, 8, 5)

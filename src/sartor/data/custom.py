@@ -69,7 +69,7 @@ def _call(spec: str) -> Any:
         return function()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{spec}: the function failed with {type(error).__name__}: {error}") from error
 
 
@@ -77,7 +77,7 @@ def _function(spec: str) -> Callable[[], Any]:
     module_name, _, function_name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"{spec}: module {module_name} cannot be imported ({type(error).__name__}: {error}); run from its folder or install it"
         ) from error
@@ -109,7 +109,7 @@ def _items(dataset: Any, what: str, size: tuple[int, int] | None) -> tuple[NDArr
         if images and image.shape != images[0].shape:
             raise UserError(
                 f"{what}: all images must have one size (channels, height, width), item {number} is {image.shape} and the first"
-                f" {images[0].shape}; pass size= to resize them, and convert them to one mode"
+                f" {images[0].shape}; pass size= (--input-size) to resize them, and convert them to one mode"
             )
         images.append(image)
         labels.append(item[1].item() if hasattr(item[1], "item") and np.ndim(item[1]) == 0 else item[1])

@@ -119,14 +119,14 @@ def _common(root: Path, paths: Sequence[Path], size: tuple[int, int] | None) -> 
         other = next(path for path, header in zip(paths, known, strict=True) if header.size != common)
         raise UserError(
             f"{root}: all images must have one size, got {len(sizes)} sizes ({count} of {len(paths)} images are {common[1]}x{common[0]},"
-            f" {other.relative_to(root)} is not); pass size= (for example {common[0]}) to resize them"
+            f" {other.relative_to(root)} is not); pass size= to resize them (--input-size, for example {common[0]})"
         )
     height, width = size or known[0].size
     grey = all(header.grey for header in known)
     needed = len(paths) * height * width * (1 if grey else 3)
     if needed > LARGEST_BYTES:
         raise UserError(
-            f"{root}: {len(paths)} images of {width}x{height} would need {needed / 2**30:.1f} GiB of memory; pass a smaller size="
+            f"{root}: {len(paths)} images of {width}x{height} would need {needed / 2**30:.1f} GiB; pass a smaller size= (--input-size)"
         )
     return grey, (height, width)
 

@@ -98,7 +98,9 @@ def _take(pair: Pair, index: NDArray[np.int64]) -> Pair:
 def _limited(name: str, train: Pair, held: Pair | None, limit: int, classes: int, rng: np.random.Generator) -> tuple[Pair, Pair | None]:
     """At most `limit` images of train and validation together, in proportion."""
     if limit < 2 * classes:
-        raise UserError(f"{name}: limit must be at least two images for each of the {classes} classes, {2 * classes}, got {limit}")
+        raise UserError(
+            f"{name}: limit must be at least two images for each of the {classes} classes, {2 * classes}, got {limit} (--limit-train)"
+        )
     total = len(train[1]) + (0 if held is None else len(held[1]))
     if limit >= total:
         return train, held
