@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -258,6 +259,39 @@ def test_a_users_network_is_built_by_name(folder: Path) -> None:
     net = build("users_net:Branched", (1, 12, 12), 3)
     assert type(net).__name__ == "Branched" and net.classes == 3 and net.input_shape == (1, 12, 12)
     assert net(torch.randn(2, 1, 12, 12), net.largest).shape == (2, 3)
+
+
+UNFIT = """
+from torch import nn
+from sartor.extract import Net
+from sartor.layers import Choice, ConvBNAct, ElasticLinear
+
+class Unfit(Net):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        width = Choice("width", (4, 8))
+        self.conv, self.head = ConvBNAct(shape[0], width, 3), HEAD
+    def forward(self, x, arch):
+        return RETURN
+"""
+
+
+@pytest.mark.parametrize(
+    ("head", "result", "words"),
+    [
+        (
+            "nn.Linear(4, classes)",
+            "self.head(self.conv(x, arch).flatten(1))",
+            "fails for images of (1, 8, 8) at {'width': 4}: ",
+        ),
+        ("ElasticLinear(width, classes + 1)", "self.head(self.conv(x, arch).mean((2, 3)), arch)", "got (2, 4) at {'width': 4}"),
+        ("ElasticLinear(width, classes)", "(self.head(self.conv(x, arch).mean((2, 3)), arch),)", "shape (2, 3), got tuple at"),
+    ],
+)
+def test_a_users_network_whose_layers_do_not_fit_is_refused(folder: Path, head: str, result: str, words: str) -> None:
+    (folder / "users_unfit.py").write_text(UNFIT.replace("HEAD", head).replace("RETURN", result))
+    with pytest.raises(UserError, match=re.escape(words)):
+        build("users_unfit:Unfit", (1, 8, 8), 3)
 
 
 @pytest.mark.parametrize(

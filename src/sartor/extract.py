@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -91,7 +92,8 @@ class Net(Searchable):
         if key not in self._graphs:
             if len(self._graphs) >= 20_000:
                 self._graphs.clear()
-            self._graphs[key] = self._op_graphs(key)
+            with _explained(self, key):
+                self._graphs[key] = self._op_graphs(key)
         return self._graphs[key]
 
     def graph(self, arch: Mapping[str, int]) -> OpGraph:
@@ -160,6 +162,35 @@ class Net(Searchable):
 # -- checking a user's network ---------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _explained(net: Net, arch: Mapping[str, int]) -> Iterator[None]:
+    """What torch says of shapes that do not fit is the mistake of whoever wrote `forward`."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        at = net.space.labels(arch)
+        raise UserError(f"{type(net).__name__}.forward fails for images of {net.input_shape} at {at}: {said}") from error
+
+
+def check_logits(net: Net, arch: Arch, images: int = 2) -> None:
+    """One forward pass at `arch`: refuse a network that fails, or whose output is not `(images, net.classes)`. Cheap, unlike :func:`check`.
+
+    Raises:
+        UserError: naming the shape that came, or what torch says.
+    """
+    training = net.training
+    try:
+        with _explained(net, arch):
+            found = _run(net.eval(), torch.zeros(images, *net.input_shape), arch)
+    finally:
+        net.train(training)
+    shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+    if shape != (images, net.classes):
+        at = net.space.labels(arch)
+        raise UserError(f"{type(net).__name__}.forward must return logits of shape {(images, net.classes)}, got {shape} at {at}")
+
+
 def check(net: Net, *, archs: int = 8, batch: int = 8, seed: int = 0, tolerance: float = 1e-4) -> None:
     """Verify on random architectures that `net` keeps the promises the search relies on; say in one sentence what is wrong.
 
@@ -205,11 +236,8 @@ def _differs(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> bool:
 
 
 def _check_forward(net: Net, x: torch.Tensor, arch: Arch, other: Arch, tolerance: float) -> None:
+    check_logits(net, arch, len(x))
     first = _run(net, x, arch)
-    if tuple(first.shape) != (len(x), net.classes):
-        raise UserError(
-            f"{type(net).__name__}.forward must return logits of shape {(len(x), net.classes)}, got {tuple(first.shape)} at {arch}"
-        )
     _run(net, x, other)
     if _differs(_run(net, x, arch), first, tolerance):
         raise UserError(f"{type(net).__name__} gives another output for the same input and architecture: it draws at random or keeps state")
@@ -268,4 +296,4 @@ def _matters(net: Net, x: torch.Tensor, arch: Arch, other: Arch) -> bool:
     return not torch.equal(_run(net, x, arch), _run(net, x, other))
 
 
-__all__ = ["Net", "check", "extract", "space_of"]
+__all__ = ["Net", "check", "check_logits", "extract", "space_of"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sartor.errors import UserError
+from sartor.extract import Net, check_logits
 from sartor.spaces import mcu, published, small
 from sartor.spaces.mobile import MobileNet, MobileSpec, Stage
 
@@ -46,10 +47,14 @@ def build(name: str, input_shape: tuple[int, int, int], classes: int) -> Any:
 
     Raises:
         UserError: for an unknown name (with the closest known one), an input too small for the space, or code that cannot be imported or
-            makes something else than a searchable network.
+            makes something else than a searchable network, or one whose layers do not fit each other, the images or the classes.
     """
     if ":" in name:
-        return _users(name, input_shape, classes)
+        net = _users(name, input_shape, classes)
+        if isinstance(net, Net):
+            first = net.space.canonical({choice: allowed[0] for choice, allowed in net.space.allowed.items()})
+            check_logits(net, first)
+        return net
     if name in NETWORKS:
         return _users(NETWORKS[name], input_shape, classes)
     if name not in SPACES:
