@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from sartor import pareto
 from sartor.arch import Arch
@@ -20,6 +21,7 @@ from sartor.errors import UserError
 from sartor.goals import Goals
 from sartor.job.conclude import comparison
 from sartor.job.context import Job, timings
+from sartor.job.explore import load_weights, save_weights
 from sartor.job.finish import choose
 from sartor.job.limits import attainable, cheapest, check_attainable
 from sartor.job.plan import Plan
@@ -87,9 +89,21 @@ def test_state_survives_and_refuses_what_is_none(tmp_path: Path) -> None:
     state.put("table", {"entries": 3})
     again = State(tmp_path / "state.json")
     assert "table" in again and again["table"] == {"entries": 3} and again.seconds["table"] >= 0
-    (tmp_path / "state.json").write_text("{")
-    with pytest.raises(UserError, match="start a new run"):
-        State(tmp_path / "state.json")
+    for content, why in (("{", "property name"), ('{"schema": 9}', "lacks 'facts'")):
+        (tmp_path / "state.json").write_text(content)
+        with pytest.raises(UserError, match=f"state.json: .*{why}.*start a new run"):
+            State(tmp_path / "state.json")
+
+
+def test_weights_of_the_run_that_were_cut_short_are_refused(tmp_path: Path) -> None:
+    net, path = nn.Linear(3, 2), tmp_path / "supernet.safetensors"
+    save_weights(net, path)
+    other = nn.Linear(3, 2)
+    load_weights(other, path)
+    assert other.weight.equal(net.weight)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"supernet.safetensors: expected the weights of this run's network.*start a new run"):
+        load_weights(other, path)
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

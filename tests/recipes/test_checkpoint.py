@@ -66,6 +66,15 @@ def test_the_report_names_missing_and_unused_and_nothing_fitting_is_an_error(tmp
         load_weights(net, {"other": torch.ones(1)})
 
 
+def test_weights_of_a_diverged_model_are_refused(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1)
+    before = net.weight.item()
+    save_file({"weight": torch.full((1, 1), float("nan")), "bias": torch.zeros(1)}, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match=r"nan.safetensors: 'weight' holds NaN"):
+        load_weights(net, tmp_path / "nan.safetensors")
+    assert net.weight.item() == before
+
+
 def test_averaged_weights_of_a_checkpoint_are_preferred_and_plain_files_are_read(tmp_path: Path) -> None:
     net = nn.Linear(1, 1)
     model = {"model.weight": torch.full((1, 1), 1.0), "model.bias": torch.full((1,), 2.0), "ema.weight": torch.full((1, 1), 3.0)}

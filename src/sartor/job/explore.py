@@ -138,11 +138,12 @@ def load_weights(module: Any, path: Path) -> None:
     Raises:
         UserError: if the file is missing or does not fit.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         module.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: expected the weights of this run's network, but {str(error).splitlines()[0]}; start a new run.") from None
 
 

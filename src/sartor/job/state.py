@@ -25,7 +25,8 @@ class State:
                 stored = json.loads(path.read_text())
                 self.facts, self.seconds = dict(stored["facts"]), dict(stored["seconds"])
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path}: expected the state of a run, but it cannot be read ({error}): start a new run.") from None
+                why = f"it lacks {error}" if isinstance(error, KeyError) else error
+                raise UserError(f"{path}: expected the state of a run, but it cannot be read ({why}): start a new run.") from None
 
     def __contains__(self, phase: str) -> bool:
         return phase in self.facts

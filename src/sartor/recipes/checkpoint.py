@@ -141,6 +141,9 @@ def _weights_of(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except SafetensorError as error:
         raise UserError(f"weights {path} cannot be read as safetensors ({error}); convert them with safetensors.torch.save_file") from error
+    diverged = next((name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())), None)
+    if diverged is not None:
+        raise UserError(f"weights {path}: '{diverged}' holds NaN or infinity, which no training recovers from; take other weights")
     if not checkpoint:
         return tensors
     model = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}

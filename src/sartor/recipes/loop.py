@@ -261,7 +261,10 @@ class Loop:
             norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), o.clip_norm, foreach=True))
         if not is_finite(loss) or not is_finite(norm):
             what = f"the loss became {loss}" if not is_finite(loss) else f"the gradient norm became {norm}"
-            raise UserError(f"training diverged: {what} at step {trace.step}; lower lr= (now {o.lr}), raise warmup= or set clip_norm=1")
+            raise UserError(
+                f"training diverged: {what} at step {trace.step}; lower lr= (now {o.lr}), raise warmup= or set clip_norm=1, and in a "
+                "network of your own normalise what grows"
+            )
         self.optimiser.step()
         trace.step += 1
         # half-life of about seven steps: readable, yet current
