@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import types
@@ -81,6 +83,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("search digits --minutes", ["--minutes"]),
     ("search digits --minutes abc", ["--minutes", "number", "'abc'"]),
     ("search digits --minutes 0", ["minutes", "above 0", "0.0"]),
+    ("search digits --minutes -1", ["minutes", "above 0", "-1.0"]),
     ("search digits --minutes nan", ["minutes", "nan"]),
     ("search digits --seed 1.5", ["--seed", "whole number", "'1.5'"]),
     ("search digits --seed -1", ["seed", "-1"]),
@@ -94,11 +97,15 @@ BAD: list[tuple[str, list[str]]] = [
     ("search digits --threads 0", ["threads", "at least 1", "0"]),
     ("search digits --threads 100000", ["threads", "cores", "100000"]),
     ("search digits --limit latensy<=2", ["latensy", "latency_ms"]),
+    ("search digits --limit latency", ["'latency'", "METRIC<=NUMBER"]),
+    ("search digits --limit latency=", ["'latency='", "number after the sign", "got nothing"]),
+    ("search digits --limit latency=-2", ["latency_ms", "above zero", "-2"]),
+    ("search digits --limit peak=2ms", ["peak_bytes", "no unit 'ms'", "KB"]),
     ("search digits --limit latency_ms<=two", ["latency_ms<=two", "number"]),
     ("search digits --limit latency_ms>=2", ["latency_ms>=2", "upper"]),
     ("search digits --limit accuracy>=95", ["accuracy", "95", "fraction"]),
     ("search digits --limit latency=2 --limit latency=3", ["limit", "latency_ms", "twice"]),
-    ("search digits --objective speed", ["'speed'", "known metrics"]),
+    ("search digits --objective speed", ["objective", "'speed'", "known metrics"]),
     ("search digits --objective accuracy --objective accuracy", ["accuracy", "twice"]),
     ("search digits --models 0", ["models", "1 to 100", "0"]),
     ("search digits --validation 0.9", ["validation", "up to 0.5", "0.9"]),
@@ -109,8 +116,10 @@ BAD: list[tuple[str, list[str]]] = [
     ("search digits --out {run}", ["out", "already holds a run", "sartor resume"]),
     ("search digits --out {run}/models", ["out", "empty folder"]),
     ("baseline digits --out {run}/config.json", ["out", "is a file"]),
+    ("search digits --out {run}/config.json/x", ["out", "config.json' is a file"]),
     ("resume {tmp}/none", ["no run", "none"]),
     ("report {tmp}/none", ["no run", "none"]),
+    ("resume {run}/config.json", ["no run", "config.json"]),
     ("export {run} b {tmp}/x", ["MODEL", "'b'", "a, gone"]),
     ("export {run} gone {tmp}/x", ["gone", "expected them in"]),
     ("export {run} a {run}", ["DEST", "in use"]),
@@ -118,6 +127,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("profile {run}/config.json", ["ONNX", "config.json"]),
     ("devices --threads 100000", ["threads", "100000"]),
     ("devices --precision int4", ["precision", "'int4'"]),
+    ("devices --devices-dir {run}/config.json", ["--devices-dir", "is a file", "config.json"]),
     ("data digit", ["digit", "digits"]),
     ("data digits --validation 0", ["validation", "between 0 and 1", "0.0"]),
     ("spaces --size 0", ["size", "at least 4", "0"]),
@@ -157,6 +167,40 @@ def test_resume_refuses_a_damaged_config(content: str, named: list[str], run: Pa
     err = capsys.readouterr().err
     for word in named:
         assert word in err, err
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{", ["result.json", "readable JSON"]),
+        ('{"schema": 2, "models": []}', ["result.json", "schema 1", "got 2", "version"]),
+        ('{"schema": 1}', ["result.json", "list of models", "sartor resume"]),
+        ('{"schema": 1, "models": [3]}', ["result.json", "list of models", "sartor resume"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["report {run}", "export {run} a {run}/new"])
+def test_a_damaged_or_foreign_result_is_refused(
+    command: str, content: str, named: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "result.json").write_text(content)
+    before = sorted(run.rglob("*"))
+    assert main(command.format(run=run).split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and all(word in err for word in named), err
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "new"))
+
+    monkeypatch.setattr("sartor.report.folder.shutil.copytree", full)
+    assert main(["export", str(run), "a", str(tmp_path / "new")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and str(tmp_path / "new") in err and os.strerror(errno.ENOSPC) in err and "make room" in err
+    assert not (tmp_path / "new").exists() and (run / "models" / "a" / "model.onnx").is_file()
 
 
 def test_report_of_an_unfinished_run_says_how_to_finish_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -310,20 +310,25 @@ def _running(folder: Path) -> Iterator[None]:
             else "nothing was begun."
         )
         raise Ended(f"Stopped: {kept}", 130) from None
-    except OSError as error:
-        if error.errno not in _PLACE:
-            raise Ended(_failed(error, folder), 1) from None
-        where = error.filename or folder
-        raise UserError(
-            f"{where} cannot be used: {error.strerror}. What was finished is kept: make room or mend the rights, then go on with "
-            f"`sartor resume {folder}`, or choose another folder with --out."
-        ) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _PLACE:
+            raise UserError(_unusable(error, folder)) from None
         raise Ended(_failed(error, folder), 1) from None
 
 
 #: Full disk, quota or file too large, read-only, forbidden: the user's place to write, not a fault inside.
 _PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+
+
+def _unusable(error: OSError, folder: Path | None) -> str:
+    """The sentence for a place that cannot be written; `folder` is that of a run, which `resume` goes on with once it was begun."""
+    what = f"{error.filename or folder or 'The disk'} cannot be used: {error.strerror}"
+    if folder is not None and (folder / "config.json").is_file():
+        return (
+            f"{what}. What was finished is kept: make room or mend the rights, then go on with `sartor resume {folder}`, or choose "
+            "another folder with --out."
+        )
+    return f"{what}{'; nothing was begun' if folder else ''}: make room, mend the rights or choose another folder."
 
 
 def _failed(error: Exception, folder: Path | None) -> str:
@@ -371,6 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _PLACE:
+            return _say(_unusable(error, None), 2)
         return _say(_failed(error, None), 1)
 
 

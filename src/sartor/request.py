@@ -133,7 +133,10 @@ class SearchRequest(BaseModel):
     @field_validator("objectives")
     @classmethod
     def _objectives(cls, objectives: list[str]) -> list[str]:
-        return [metric_name(name) for name in objectives]
+        try:
+            return [metric_name(name) for name in objectives]
+        except UserError as error:
+            raise UserError(f"objective: {error}") from None
 
     @field_validator("weights")
     @classmethod
@@ -201,8 +204,9 @@ def check_data(data: str) -> None:
 
 def check_new_folder(folder: Path) -> None:
     """Refuse a run folder that exists and is not empty. Raises :class:`UserError`."""
-    if folder.is_file():
-        raise UserError(f"out: expected a folder, but {str(folder)!r} is a file: choose another.")
+    for part in (folder, *folder.parents):
+        if part.is_file():
+            raise UserError(f"out: expected a folder, but {str(part)!r} is a file: choose another.")
     if (folder / CONFIG).is_file():
         raise UserError(f"out: {str(folder)!r} already holds a run: go on with `sartor resume {folder}`, or choose another folder.")
     if folder.is_dir() and any(folder.iterdir()):

@@ -39,7 +39,9 @@ def test_genotypes_come_by_name_or_from_a_card(tmp_path: Path) -> None:
     assert arch_of(genotype_from(str(path))) == arch
 
 
-@pytest.mark.parametrize(("content", "said"), [("{", "readable JSON"), ("[]", "object of labels"), ('{"resolution": 3}', "resolution")])
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "readable JSON"), ("[]", "object of labels"), ('{"resolution": 3}', "g.json: .*resol")]
+)
 def test_a_bad_file_is_refused(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "g.json"
     path.write_text(content)

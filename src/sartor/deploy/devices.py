@@ -128,6 +128,8 @@ def probe(name: Name = "host", folder: Folder = None, as_json: Json = False) -> 
 def use_folder(folder: Path | None) -> None:
     """Makes a folder that the user names that of his devices, for this process and the workers it starts."""
     if folder is not None:
+        if folder.is_file():
+            raise UserError(f"--devices-dir: expected a folder, but '{folder}' is a file: choose another.")
         os.environ["SARTOR_DEVICES"] = str(folder)
 
 

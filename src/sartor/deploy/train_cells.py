@@ -77,7 +77,10 @@ def genotype_from(text: str) -> Genotype:
     labels = content.get("arch", content) if isinstance(content, dict) else None
     if not isinstance(labels, dict):
         raise UserError(f"genotype: expected an object of labels in {text}, got {type(content).__name__}")
-    return genotype_of(SPACE.from_labels(labels))
+    try:
+        return genotype_of(SPACE.from_labels(labels))
+    except UserError as error:
+        raise UserError(f"genotype: {text}: {error}") from None
 
 
 def train_genotype(

@@ -21,6 +21,7 @@ from sartor.job.device_space import notes as device_notes
 from sartor.job.finish import WEIGHTS, reload
 from sartor.job.ladder import rung
 from sartor.job.state import write_json
+from sartor.report.folder import SCHEMA
 from sartor.report.html import write_report
 from sartor.store import Store
 
@@ -149,7 +150,7 @@ def _write(
     whole = status == "complete"
     result = plain(
         {
-            "schema": 1,
+            "schema": SCHEMA,
             "status": status,
             "name": job.folder.name,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),

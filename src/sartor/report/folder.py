@@ -12,13 +12,23 @@ from typing import Any
 from sartor.errors import UserError
 from sartor.request import CONFIG, read_json, unknown
 
+#: Of ``result.json``.
+SCHEMA = 1
+
 
 def read_result(run: Path) -> dict[str, Any]:
-    """The content of ``result.json`` of a run. Raises :class:`UserError` if there is none or it is damaged."""
+    """The content of ``result.json`` of a run. Raises :class:`UserError` if there is none or it is damaged or of another schema."""
     missing = f"There is no run in {str(run)!r}: expected a folder with result.json, as `sartor search` makes."
     if (run / CONFIG).is_file():
         missing = f"The run in {str(run)!r} has no result yet: finish it with `sartor resume {run}`."
-    return read_json(run / "result.json", missing)
+    path = run / "result.json"
+    result = read_json(path, missing)
+    if result.get("schema") != SCHEMA:
+        raise UserError(f"{path}: expected schema {SCHEMA}, but got {result.get('schema')!r}: use the version of sartor that wrote it.")
+    models = result.get("models")
+    if not isinstance(models, list) or not all(isinstance(model, dict) and {"name", "metrics"} <= model.keys() for model in models):
+        raise UserError(f"{path}: expected a list of models, each with name and metrics: `sartor resume {run}` writes it anew.")
+    return result
 
 
 def export_model(run: Path, model: str, destination: Path) -> list[str]:
