@@ -7,6 +7,7 @@ Runs the slow tests of the agent, which start real processes, and says which hel
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ CHECKS = {
 
 
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     root = Path(__file__).resolve().parents[1]
     failed = 0
     for what, file in CHECKS.items():
