@@ -105,10 +105,12 @@ def test_a_card_written_before_the_test_says_so(record: dict[str, Any], folder: 
     assert "on the *validation* images; the test images have not been read yet" in text and "read once" not in text
 
 
-@pytest.mark.parametrize(("dtype", "words"), [("uint8", "pixels 0..255 divided by 255"), ("float32", "pixels as the data set holds them")])
+@pytest.mark.parametrize(
+    ("dtype", "words"), [("uint8", "pixels 0..255 divided by 255"), ("float32", "pixels from -2.5 to 40 as in the training data")]
+)
 def test_a_card_says_which_scale_is_normalised(record: dict[str, Any], folder: Path, dtype: str, words: str) -> None:
     """Arrays of floats are normalised on their own scale, which need not be 0..1."""
-    text = write_card(record, folder, data={**DATA, "dtype": dtype}, device=DEVICE).read_text()
+    text = write_card(record, folder, data={**DATA, "dtype": dtype, "range": [-2.5, 40.0]}, device=DEVICE).read_text()
     assert f"per channel, {words}, mean [0.305], std [0.376]" in text
 
 

@@ -29,8 +29,8 @@ def write_card(
     """Write `folder`/card.json (the model record as it is) and `folder`/card.md beside the model's files; returns the latter.
 
     `record` is a model record of docs/architecture.md; `data` and `device` are those of result.json, `data` also with `mean` and `std`
-    (per channel, on the 0..1 scale for uint8 pixels, else on the data's own) and `dtype` of the pixels. The model file is looked for in
-    `folder` under the name that `record["file"]` ends in, and says itself whether it normalises.
+    (per channel, on the 0..1 scale for uint8 pixels, else on the data's own), `dtype` and `range` of the pixels. The model file is looked
+    for in `folder` under the name that `record["file"]` ends in, and says itself whether it normalises.
     Raises UserError where the record has no name, no metrics or no file.
     """
     for key in ("name", "file", "metrics"):
@@ -163,8 +163,9 @@ def _loading(model: Path, data: Mapping[str, Any]) -> str:
         takes = f"float32 pixels in 0..1 (n, {shape}); normalisation is inside the file"
     else:
         mean, std = ([round(float(v), 6) for v in data[key]] if key in data else "the training data's" for key in ("mean", "std"))
-        scale = {"uint8": "pixels 0..255 divided by 255", "float32": "pixels as the data set holds them"}.get(
-            str(data.get("dtype")), "pixels on the scale of mean and std"
+        low, high = data.get("range") or (0, 1)
+        scale = (
+            "pixels 0..255 divided by 255" if data.get("dtype") == "uint8" else f"pixels from {low:g} to {high:g} as in the training data"
         )
         takes = f"float32 (n, {shape}), (pixels - mean) / std per channel, {scale}, mean {mean}, std {std}"
     source = ""

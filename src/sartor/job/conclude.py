@@ -145,7 +145,11 @@ def _floor(baselines: Sequence[Record]) -> float:
 def _write(
     job: Job, models: list[Record], baselines: list[Record], refused: list[dict[str, str]], status: str, notes: Sequence[str] = ()
 ) -> Record:
-    data = {**job.data.summary(), "mean": job.data.mean.tolist(), "std": job.data.std.tolist(), "dtype": str(job.data.train.raw.dtype)}
+    pixels = job.data.train.raw
+    data = {
+        **job.data.summary(), "mean": job.data.mean.tolist(), "std": job.data.std.tolist(), "dtype": str(pixels.dtype),
+        "range": [float(pixels.min()), float(pixels.max())],
+    }  # fmt: skip
     limits = [{"metric": one.metric, "bound": one.bound, "statistic": one.statistic} for one in job.goals.limits]
     whole = status == "complete"
     result = plain(
