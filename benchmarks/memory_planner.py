@@ -3,12 +3,14 @@
     python benchmarks/memory_planner.py --out runs/memory            # 20 networks, fp32 and int8
     python benchmarks/memory_planner.py --out runs/memory --nets 2   # a quick look
 
-Four figures for each network, in bytes of activations for one image, its input and output not counted (they are the caller's):
+Five figures for each network, in bytes of activations for one image, its input and output not counted (they are the caller's):
 
-planned    `sartor.hardware.arena.place` on the op graph traced from torch, elementwise ops in place, as the runtime does it.
-predicted  the same with every tensor placed when it is made, without looking ahead, as the runtime does it: fragments included.
+planned    `sartor.hardware.arena.place` on the ops that the runtime runs for the graph traced from torch (`sartor.hardware.fusion`).
+predicted  the same as the runtime places them: a buffer of the same shape that is free is taken over, anything else is placed when it is
+           made, and neither looks ahead, so that fragments are included.
 lowered    `predicted` on the nodes that the runtime really runs (its optimised graph, with its layouts, reorders and type conversions).
 arena      the single block that the runtime's memory pattern asks its arena for, read from the runtime's own log.
+workspace  what its kernels ask for beside it while they run (accumulators of an int8 convolution, for one): no activation, not planned.
 
 predicted against arena is the comparison, planned the memory that a planner which looks ahead needs. Where predicted is off by more than
 10 %, lowered tells whether the placement or the runtime's own nodes make the difference, and the tensors alive at the runtime's peak are
@@ -33,9 +35,10 @@ SIZES = (32, 64, 96, 160)
 SPACES = ("mobile", "catalogue", "once-for-all", "mobilenet-v2", "mobilenet-v3-small", "mnasnet-a1", "fbnet-c")
 ALIGNMENT = 64
 # What ONNX Runtime's CPU kernels declare as in place (a convolution accumulates over the map it adds) or as a mere view of their input.
-IN_PLACE = frozenset({"act", "add", "mul", "sum"})
+# Its sums and products are not: their result takes a buffer of its own, or one of its shape that is free.
+IN_PLACE = frozenset({"act", "sum"})
 _VIEWS = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"}
-_KINDS = {**dict.fromkeys(("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", *_VIEWS), "act"), "Add": "add", "Mul": "mul"}
+_KINDS = dict.fromkeys(("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", *_VIEWS), "act")
 
 
 def main() -> None:
@@ -65,7 +68,7 @@ def main() -> None:
 
 def show(row: dict[str, Any]) -> None:
     off = row["predicted"] / row["arena"] - 1
-    figures = "  ".join(f"{what} {row[what]:>9,}" for what in ("planned", "predicted", "lowered", "arena"))
+    figures = "  ".join(f"{what} {row[what]:>9,}" for what in ("planned", "predicted", "lowered", "arena", "workspace"))
     print(f"{row['name']:34} {row['precision']}  {figures}  {off:+.1%}")
     if abs(off) > 0.1:
         for title, alive in (("plan", row["plan_peak"]), ("runtime", row["runtime_peak"])):
@@ -80,6 +83,7 @@ def compare(number: int, precision: str) -> dict[str, Any]:
     from sartor.export.onnx import to_onnx
     from sartor.export.quantize import quantize
     from sartor.hardware import trace
+    from sartor.hardware.fusion import executed
     from sartor.spaces import build
 
     rng = np.random.default_rng(number)
@@ -97,14 +101,14 @@ def compare(number: int, precision: str) -> dict[str, Any]:
         file = to_onnx(module, shape, folder / "fp32.onnx")
         if precision == "int8":
             file = quantize(file, rng.standard_normal((8, *shape)).astype(np.float32), folder / "int8.onnx", method="minmax")
-        arena = arena_bytes(file, shape)
+        arena, workspace = arena_bytes(file, shape)
         lowered, sizes = runtime_graph(file, shape)
-    graph = trace(module, shape)
+    graph = executed(trace(module, shape), "onnxruntime", precision)
     (planned, predicted), plan_peak = plan(graph, 4 if precision == "fp32" else 1)
     (_, own), runtime_peak = plan(lowered, 1, sizes)
     return {
         "name": f"{name} {size}x{size}", "precision": precision, "planned": planned, "predicted": predicted, "lowered": own, "arena": arena,
-        "plan_peak": plan_peak, "runtime_peak": runtime_peak,
+        "workspace": workspace, "plan_peak": plan_peak, "runtime_peak": runtime_peak,
     }  # fmt: skip
 
 
@@ -150,25 +154,27 @@ def runtime_graph(file: Path, shape: tuple[int, int, int]) -> tuple[Any, list[st
     ops, labels = [], []
     for index, node in enumerate(graph.node):
         inputs = tuple(made[name] for name in node.input if name in made) or (-1,)
-        size = arrays[node.output[0]].nbytes
-        before = x.nbytes if inputs[0] < 0 else ops[inputs[0]].out_shape[0]
+        made_here = arrays[node.output[0]]
+        height, width = made_here.shape[2:] if made_here.ndim == 4 else (1, 1)
+        before = (x.nbytes, 1, 1) if inputs[0] < 0 else ops[inputs[0]].out_shape
         kind = _KINDS.get(node.op_type, "conv" if node.op_type in ("Conv", "FusedConv") else "other")
         act = "relu" if kind == "act" else ""
-        ops.append(Op(kind, (before, 1, 1), (size, 1, 1), act=act, inputs=inputs, label=node.op_type))
+        ops.append(Op(kind, before, (made_here.nbytes // (height * width), height, width), act=act, inputs=inputs, label=node.op_type))
         made[node.output[0]] = index
         labels.append(node.op_type)
     return OpGraph(tuple(ops), (x.nbytes, 1, 1)), labels
 
 
-def arena_bytes(file: Path, shape: tuple[int, int, int]) -> int:
-    """The block that the runtime's memory pattern asks for in its second run, from its log; in a process of its own for the log's sake."""
+def arena_bytes(file: Path, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """The block that the runtime's memory pattern asks for at the beginning of its second run, and what its kernels ask for afterwards as
+    workspace, from its log; in a process of its own for the log's sake."""
     command = [sys.executable, __file__, "--child", str(file), json.dumps(shape)]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     after = found.stderr.split("SECOND RUN", 1)[1]
     sizes = [int(size) for size in re.findall(r"Extending BFCArena for Cpu.*?num_bytes: (\d+)", after)]
     if not sizes:
         raise RuntimeError(f"the runtime's log shows no extension of its arena:\n{found.stderr[-2000:]}")
-    return max(sizes)
+    return sizes[0], sum(sizes[1:])
 
 
 def _child(file: str, shape: list[int]) -> None:

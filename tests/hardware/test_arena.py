@@ -88,6 +88,24 @@ def test_without_looking_ahead_a_hole_that_is_too_small_stays_empty() -> None:
     assert place(graph, alignment=1, external={-1}).bytes == 300
 
 
+def _online(sizes: list[int], inputs: list[tuple[int, ...]]) -> Arena:
+    ops = tuple(Op("conv", (1, 1, 1), (n, 1, 1), inputs=i) for n, i in zip(sizes, inputs, strict=True))
+    return place(OpGraph(ops, (1, 1, 1)), alignment=1, external={-1}, online=True)
+
+
+def test_without_looking_ahead_a_free_buffer_of_the_same_shape_is_taken_over() -> None:
+    """3 goes back to 60, where 1 was, though the tightest gap is at 30; then no hole below is left for the 70 of 4. This is what a
+    squeeze-excite block costs in ONNX Runtime: its product is made beside the map, in a buffer that was free, and the next one on top."""
+    arena = _online([60, 20, 30, 20, 70], [(-1,), (0,), (1,), (2,), (3,)])
+    assert [arena.offset_of(tensor) for tensor in range(5)] == [0, 60, 0, 60, 80] and arena.bytes == 150
+
+
+def test_without_looking_ahead_room_at_the_end_is_a_gap_as_well() -> None:
+    """1 (10) is alive at 50; of the gaps before it (50, less the 1 of 3) and behind it (30), the latter is tighter for 4 (25)."""
+    arena = _online([50, 10, 30, 1, 25], [(-1,), (0,), (1, 0), (2,), (3, 1)])
+    assert [arena.offset_of(tensor) for tensor in range(5)] == [0, 50, 60, 0, 60] and arena.bytes == 90
+
+
 def test_external_tensors_get_no_place() -> None:
     shape = (2, 2, 2)
     graph = OpGraph((Op("act", shape, shape, act="relu"),), shape)

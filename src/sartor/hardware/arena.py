@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from sartor.hardware.graph import OpGraph
+from sartor.hardware.graph import OpGraph, Shape
 from sartor.hardware.memory import NEVER, Lifetimes
 
 ROUNDS = 24  # packings from one order of the tensors
@@ -62,11 +62,12 @@ def place(
     An output that replaces its operand (`in_place`, see :mod:`sartor.hardware.memory`) lies at the operand's offset. Greedy packings by
     size, by size times lifetime and by time, each with the tightest and with the lowest gap, are tried; the smallest is kept.
 
-    `online` plans as a runtime does that places every tensor when it is made, into the tightest gap that is free then, without looking
-    ahead (ONNX Runtime's memory pattern): what such an arena holds, fragments included.
+    `online` plans as ONNX Runtime does: a tensor takes over the buffer, freed last, of one of its own shape; what finds none is placed when
+    it is made, into the tightest gap that is free then. Neither looks ahead, so this is what such an arena holds, fragments included.
     """
     memory = Lifetimes(graph, bytes_per_value, in_place, external)
-    groups = _groups(memory, list(range(len(graph)) if order is None else order), alignment)
+    steps = list(range(len(graph)) if order is None else order)
+    groups = _groups(memory, steps, alignment)
     bound = max((sum(_alive(group, t) for group in groups) for t in range(max(len(graph), 1))), default=0)
     keys: list[Callable[[list[Block]], tuple[float, ...]]] = [
         lambda group: (-max(b.bytes for b in group), group[0].first),
@@ -74,7 +75,8 @@ def place(
         lambda group: (group[0].first, -max(b.bytes for b in group)),
     ]
     if online:
-        blocks = _pack(sorted(groups, key=keys[2]), True)
+        groups = _groups(memory, steps, alignment, [op.out_shape for op in graph] + [graph.input_shape])
+        blocks = _pack(sorted(groups, key=keys[2]), True, grow=False)
         end = max((b.offset + b.bytes for b in blocks), default=0)
         return Arena(tuple(sorted(blocks, key=lambda b: (b.first, b.offset))), end, bound)
     best: list[Block] = []
@@ -109,8 +111,11 @@ def _alive(group: list[Block], step: int) -> int:
     return max((b.bytes for b in group if b.first <= step <= b.last), default=0)
 
 
-def _groups(memory: Lifetimes, order: list[int], alignment: int) -> list[list[Block]]:
-    """Blocks that share an offset: a tensor and those that replace it, one after the other; each workspace is a group of its own."""
+def _groups(memory: Lifetimes, order: list[int], alignment: int, shapes: Sequence[Shape] | None = None) -> list[list[Block]]:
+    """Blocks that share an offset: a tensor and those that replace it, one after the other; each workspace is a group of its own.
+
+    With the `shapes` of all tensors, one also replaces a tensor of its own shape that is dead; the place is kept in between.
+    """
     final = max(len(order) - 1, 0)
     ends = dict.fromkeys((-1, *order), final)
     for step, index in enumerate(order):
@@ -121,20 +126,31 @@ def _groups(memory: Lifetimes, order: list[int], alignment: int) -> list[list[Bl
 
     groups = {-1: [block(-1, 0)]}
     spaces: list[list[Block]] = []
+    dead: list[int] = []  # the one that died last comes first
     done = 0
     for step, index in enumerate(order):
         over = memory.overwritten(index, done)
+        if over is None and shapes is not None and memory.size[index]:
+            gone = next((t for t in dead if shapes[t] == shapes[index] and memory.size[t] == memory.size[index]), None)
+            if gone is not None:
+                dead.remove(gone)
+                groups[gone][-1] = replace(groups[gone][-1], last=step - 1)
+                over = gone
+        elif over is not None and memory.workspace[index]:
+            spaces.append([Block(None, -(-memory.workspace[index] // alignment) * alignment, step, step)])
         groups[index] = [] if over is None else groups[over]
         groups[index].append(block(index, step))
-        if over is not None and memory.workspace[index]:
-            spaces.append([Block(None, -(-memory.workspace[index] // alignment) * alignment, step, step)])
         done |= 1 << index
+        dead[:0] = [t for t in reversed(memory.dying(index, done)) if memory.size[t] and groups[t][-1].tensor == t]
     distinct = {id(group): group for tensor, group in groups.items() if memory.size[tensor]}
     return [*distinct.values(), *spaces]
 
 
-def _pack(groups: list[list[Block]], tightest: bool) -> list[Block]:
-    """Give each group in turn the tightest gap that holds it (otherwise the lowest) between the blocks that are placed already."""
+def _pack(groups: list[list[Block]], tightest: bool, grow: bool = True) -> list[Block]:
+    """Give each group in turn the tightest gap that holds it (otherwise the lowest) between the blocks that are placed already.
+
+    Without `grow`, what is free at the end of the bytes in use counts as a gap like the others.
+    """
     placed: list[Block] = []
     for group in groups:
         # Offsets of the group at which one of its blocks would overlap a placed one, in time and in space.
@@ -150,7 +166,8 @@ def _pack(groups: list[list[Block]], tightest: bool) -> list[Block]:
             if low > free:
                 gaps.append((low - free, free))
             free = max(free, high)
-        gaps.append((math.inf, free))
+        room = 0 if grow else max((b.offset + b.bytes for b in placed), default=0) - free - max(b.bytes for b in group) + 1
+        gaps.append((room if room > 0 else math.inf, free))
         offset = (min(gaps) if tightest else gaps[0])[1]
         placed += [replace(block, offset=offset) for block in group]
     return placed
