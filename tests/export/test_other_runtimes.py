@@ -55,10 +55,12 @@ def pictures() -> np.ndarray:
 @pytest.mark.parametrize(("exporter", "runtime", "suffix"), CASES)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_the_file_computes_what_the_module_computes(
-    exporter: Callable[..., Path], runtime: str, suffix: str, precision: str, written: Callable[..., Path]
-) -> None:
+    exporter: Callable[..., Path], runtime: str, suffix: str, precision: str, written: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     module, images = net(), pictures()
     path = written(exporter, suffix, precision)
+    assert capsys.readouterr().out == "", "standard output is not an exporter's"
     loaded = load(path, Setup(runtime, precision))
     found = np.concatenate([loaded.infer(image[None]) for image in images])
     with torch.no_grad():

@@ -110,6 +110,14 @@ def test_the_rivals_are_the_largest_mobilenet_v2_within_the_limits(request_for: 
     assert ladder_of(_job(request_for(device="stm32f746", limits=["flash_bytes<=2KB"]))) == {}
 
 
+def _integers(file: Path) -> float:
+    """The share of a `.tflite` file's tensors with more than one value that hold integers; its input and output are float."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    tensors = [t for t in Interpreter(model_path=str(file)).get_tensor_details() if np.prod(t["shape"]) > 1]
+    return float(np.mean([np.issubdtype(t["dtype"], np.integer) for t in tensors]))
+
+
 @pytest.mark.slow
 def test_a_search_for_a_microcontroller_delivers_models_that_fit(request_for: Request, tmp_path: Path) -> None:
     limits = ["peak_bytes<=6KB", "flash_bytes<=24KB", "quantisation_error<=5%", "energy_mj<=100"]
@@ -127,5 +135,9 @@ def test_a_search_for_a_microcontroller_delivers_models_that_fit(request_for: Re
     written = [record for record in result["models"] if (tmp_path / "run" / "models" / record["name"] / "model.tflite").is_file()]
     assert len(written) == (len(result["models"]) if find_spec("litert_torch") else 0)
     assert any("No .tflite file" in line for line in result["notes"]) == (not written)
+    for record in written:
+        assert _integers(tmp_path / "run" / record["tflite"]) > 0.9
+        assert abs(record["tflite_test"]["accuracy"] - record["test"]["accuracy"]) < 0.15
+    assert any("Test accuracy of the .tflite files" in line for line in result["notes"]) == bool(written)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "No latency of STM32F746" in page and "TinyNAS" in page

@@ -114,6 +114,21 @@ def accuracy_of(file: str | Path, images: Images | Test, labels: Labels | None =
     return tally.scores()
 
 
+def accuracy_in(runtime: str, file: str | Path, test: Test, batch: int = 256) -> dict[str, float]:
+    """{"accuracy", "top5"} (fractions) of a file of any runtime (`sartor.hardware.runtimes`), one image at a time, with one thread.
+
+    `test`: images (n, C, H, W) as the file takes them, with labels. Raises UserError for a runtime that is not installed, a file that it
+    cannot load, no images and unfit labels.
+    """
+    from sartor.hardware.runtimes import Setup, load
+
+    loaded, tally = load(file, Setup(runtime)), _Tally()
+    for images, labels in _batches(test, batch):
+        given = np.asarray(images, np.float32)
+        tally.add(np.concatenate([loaded.infer(given[i : i + 1]) for i in range(len(given))]), labels)
+    return tally.scores()
+
+
 class _Tally:
     def __init__(self) -> None:
         self.count = self.first = self.five = 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +36,8 @@ def to_tflite(
 
     plain, example = ready(module, input_shape, batch)
     try:
-        with warnings.catch_warnings(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        # The converter tells of its progress on standard output, which belongs to whoever calls.
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
             warnings.simplefilter("ignore")
             if calibration is None:
                 edge = litert_torch.convert(plain, (example,))

@@ -104,7 +104,7 @@ def _test(job: Job, record: Record, test: Any) -> None:
     record["metrics"].update(accuracy=found["test"]["accuracy"], top5=found["test"]["top5"])
     record.update(test=found["test"], difference=found["difference"], int8=found["int8"])
     if record["origin"] == "search":
-        record.update(deliver_tflite(job, module, file.parent))
+        record.update(deliver_tflite(job, module, file.parent, test.batches(256)))
 
 
 def _module(job: Job, record: Record) -> Any:

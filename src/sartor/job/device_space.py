@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,6 +18,9 @@ from sartor.job.context import Job
 from sartor.spaces.mcu import Feasible, choose_space
 from sartor.spaces.mobile import MobileNet
 from sartor.spaces.restrict import restrict, summary
+
+if TYPE_CHECKING:
+    from sartor.deploy.verify import Test
 
 _ENERGY = ("energy_mj", "edp")
 
@@ -107,21 +111,24 @@ def _converter() -> bool:
     return find_spec("litert_torch") is not None
 
 
-def deliver_tflite(job: Job, module: nn.Module, folder: Path) -> dict[str, str]:
+def deliver_tflite(job: Job, module: nn.Module, folder: Path, test: Test) -> dict[str, Any]:
     """Write `model.tflite` into a model's folder where the device wants one and the converter is installed; what a record says of it.
 
-    It is quantised by LiteRT's own tools on the same images as the ONNX file, so its accuracy is close to that file's but not the same.
+    It is quantised by LiteRT's own tools on the same images as the ONNX file, so its accuracy is close to that file's but not the same:
+    it is run on the test images as well (`tflite_test`).
     """
     if not wants_tflite(job) or not _converter():
         return {}
+    from sartor.deploy.verify import accuracy_in
     from sartor.export.litert import to_tflite
 
     images = job.calibration[:64] if job.request.precision == "int8" else None
     try:
         file = to_tflite(module, job.data.input_shape, folder / "model.tflite", images)
+        found: dict[str, Any] = {"tflite": f"models/{folder.name}/{file.name}"}
+        return {**found, "tflite_test": accuracy_in("litert", file, test)}
     except UserError as error:
         return {"tflite_refused": str(error)}
-    return {"tflite": f"models/{folder.name}/{file.name}"}
 
 
 def notes(job: Job) -> list[str]:
@@ -134,6 +141,7 @@ def notes(job: Job) -> list[str]:
         found.append("Energy is that of a model made from the device's file; no power meter has confirmed it.")
     if wants_tflite(job) and not _converter():
         found.append("No .tflite file was written beside the ONNX one: its converter is not installed (pip install 'sartor[litert]').")
+    found += _of_tflite(job.state.facts.get("finished", {}).get("models", []))
     if job.state.facts.get("rungs") == []:
         found.append("No hand-designed rival was trained: even the narrowest MobileNetV2 breaks the limits.")
     if job.spec is not None and job.spec.kind == "mcu":
@@ -142,3 +150,10 @@ def notes(job: Job) -> list[str]:
             "code and its own data come on top of both."
         )
     return found
+
+
+def _of_tflite(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How good the delivered `.tflite` files are, and which models have none."""
+    tested = [f"{one['name']} {one['tflite_test']['accuracy']:.1%}" for one in records if "tflite_test" in one]
+    said = [f"Test accuracy of the .tflite files, which LiteRT's own tools quantised: {', '.join(tested)}."] if tested else []
+    return said + [f"No .tflite file of {one['name']}: {one['tflite_refused']}" for one in records if "tflite_refused" in one]
