@@ -37,6 +37,33 @@ def test_an_op_takes_its_longer_side_and_the_overhead() -> None:
     assert replace(model, parameters=Parameters(op_us=1e5)).time(op).bound == "overhead"
 
 
+def test_what_fits_into_the_last_cache_does_not_wait_for_main_memory() -> None:
+    near = replace(MODEL, cache_bytes=400_000, cache_bytes_per_s=80e9)
+    small, large = (Op("add", (16, size, size), (16, size, size), inputs=(-1, -1)) for size in (32, 48))
+    assert 4 * 3 * 16 * 32**2 <= near.cache_bytes < 4 * 3 * 16 * 48**2
+    assert near.time(small).memory_us == pytest.approx(MODEL.time(small).memory_us / 4)
+    assert near.time(large) == MODEL.time(large)
+    assert Roofline.from_json(near.to_json()) == near
+
+
+def test_the_last_cache_is_read_off_the_device_file() -> None:
+    one, four = (Roofline.of(find("raspberry-pi-4"), "fp32", threads) for threads in (1, 4))
+    assert (one.cache_bytes, four.cache_bytes) == (1 << 20, 1 << 20)  # shared
+    assert one.cache_bytes_per_s == pytest.approx(16 * 1.5e9) and four.cache_bytes_per_s == pytest.approx(4 * 16 * 1.5e9)
+    array = Roofline.of(find("eyeriss"), "int16")
+    assert array.cache_bytes == 110_592 and array.cache_bytes_per_s == pytest.approx(14 * 2 * 250e6)
+    assert Roofline.of(find("stm32f746"), "int8").cache_bytes == 0  # its main memory is that buffer
+
+
+@pytest.mark.parametrize("kind", ["maxpool", "avgpool"])
+def test_a_pooling_window_costs_what_a_depthwise_one_does(kind: str) -> None:
+    pool = Op(kind, (32, 16, 16), (32, 8, 8), kernel=3, stride=2)
+    conv = Op("conv", (32, 16, 16), (32, 8, 8), kernel=3, stride=2, groups=32)
+    assert MODEL.time(pool).compute_us == pytest.approx(MODEL.time(conv).compute_us) and MODEL.time(pool).flops == 0
+    whole = Op("pool", (32, 16, 16), (32, 1, 1))
+    assert MODEL.time(whole).compute_us == pytest.approx(MODEL.time(pool).compute_us * 16 * 16 / (8 * 8 * 9))
+
+
 def test_empty_lanes_cost_as_much_as_full_ones() -> None:
     times = [MODEL.time(Op("conv", (64, 16, 16), (width, 16, 16), kernel=3)).compute_us for width in (17, 24, 32, 33)]
     assert times[0] == pytest.approx(times[1]) == pytest.approx(times[2]) and times[3] == pytest.approx(1.5 * times[2])

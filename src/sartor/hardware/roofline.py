@@ -6,6 +6,10 @@ after Williams, Waterman, Patterson 2009, "Roofline: an insightful visual perfor
 peak = FLOPs per cycle * f * cores of the precision, and a network's latency = call + sum of T_op over the ops that the runtime runs
 (`sartor.hardware.fusion`). Utilisation is one figure per family of convolutions, less the SIMD lanes that a width leaves empty. Six
 parameters, all physical, so that ten networks are enough to fit them; before that they are priors, and the model says so.
+
+An op whose tensors and weights fit into the last cache (an accelerator's buffer) does not wait for main memory but for that cache, which
+gives each core a vector a cycle (the cache-aware roofline of Ilic, Pratas, Sousa 2014). A pooling window costs as a depthwise one of its
+size does: as many steps, and no more reuse.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import ceil, exp, log
+from math import ceil, exp, log, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +95,8 @@ class Roofline:
     quality: Quality | None = None
     networks: int = 0  # measured networks in the calibration
     name: str = ""
+    cache_bytes: int = 0  # of the last cache, what the cores in use have of it; 0: not known, all goes through main memory
+    cache_bytes_per_s: float = 0.0
     _prior: Parameters | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +125,11 @@ class Roofline:
             if spec.overhead_us is None
             else Parameters(op_us=max(spec.overhead_us, 0.01), call_us=5 * max(spec.overhead_us, 0.01))
         )
-        return cls(peak * share, bandwidth, precision, runtime or spec.runtime, spec.lanes.get(precision, 1), prior, name=spec.name)
+        near, near_per_s = _cache(spec, precision, threads if spec.kind == "cpu" else spec.cores)
+        return cls(
+            peak * share, bandwidth, precision, runtime or spec.runtime, spec.lanes.get(precision, 1), prior,
+            name=spec.name, cache_bytes=near, cache_bytes_per_s=near_per_s,
+        )  # fmt: skip
 
     @property
     def calibrated(self) -> bool:
@@ -133,14 +143,18 @@ class Roofline:
         moved = op.traffic(BYTES[self.precision], BYTES[self.precision])
         p = self.parameters
         compute = 1e6 * effective / (self.peak_ops_per_s * getattr(p, family)) if effective else 0.0
-        memory = 1e6 * moved / (self.bandwidth_bytes_per_s * p.efficiency)
+        near = moved <= self.cache_bytes
+        memory = 1e6 * moved / ((self.cache_bytes_per_s if near else self.bandwidth_bytes_per_s) * p.efficiency)
         total = p.op_us + max(compute, memory)
         bound = "overhead" if p.op_us > total / 2 else "compute" if compute >= memory else "memory"
         return OpTime(op, total, compute, memory, flops, moved, bound)
 
     def _work(self, op: Op) -> tuple[float, float, str]:
-        """FLOPs, FLOPs with the lanes that stay empty counted in, and the family of an op."""
+        """FLOPs, FLOPs with the steps of a pool and the lanes that stay empty counted in, and the family of an op."""
         flops = 2.0 * op.macs
+        if op.kind in ("pool", "maxpool", "avgpool"):
+            steps = prod(op.in_shape) if op.kind == "pool" else prod(op.out_shape) * op.kernel**2
+            return 0.0, 2.0 * steps, "depthwise"
         if not flops:
             return 0.0, 0.0, FAMILIES[0]
         width = op.out_shape[0] if op.kind in ("conv", "linear") else self.lanes
@@ -222,7 +236,7 @@ class Roofline:
 
     def to_json(self) -> dict[str, Any]:
         record = {key: getattr(self, key) for key in ("peak_ops_per_s", "bandwidth_bytes_per_s", "precision", "runtime", "lanes",
-                                                      "networks", "name")}  # fmt: skip
+                                                      "networks", "name", "cache_bytes", "cache_bytes_per_s")}  # fmt: skip
         return {**record, "parameters": asdict(self.parameters), "quality": None if self.quality is None else asdict(self.quality)}
 
     @classmethod
@@ -261,6 +275,19 @@ class Workload:
         """Of the logarithm of the time, by central differences."""
         moves = np.eye(len(vector)) * step
         return np.array([(log(self.us(vector + move)) - log(self.us(vector - move))) / (2 * step) for move in moves])
+
+
+def _cache(spec: DeviceSpec, precision: str, cores: int) -> tuple[int, float]:
+    """Bytes of the last cache (of an accelerator's buffer) for so many cores, and what they get out of it: a vector a cycle each.
+
+    (0, 0.0) where the file does not tell, and on a microcontroller, whose main memory is that buffer.
+    """
+    lanes = spec.lanes.get(precision)
+    last = max(spec.caches, key=lambda cache: cache.level, default=None)
+    size = (spec.sram_bytes or 0) if last is None else last.bytes * (1 if last.shared else cores)
+    if spec.kind == "mcu" or not size or not lanes or not spec.frequencies:
+        return 0, 0.0
+    return size, lanes * BYTES[precision] * cores * 1e6 * spec.frequencies[-1].mhz
 
 
 def _fit(nets: Sequence[Workload], measured_us: np.ndarray, prior: Parameters) -> Parameters:
