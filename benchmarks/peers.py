@@ -5,7 +5,8 @@
     python benchmarks/peers.py realistic    test accuracy of what was chosen by the validation accuracy of 12 epochs
 
 The first call makes an environment for the programs, peers-env beside the folder of results, from constraints/peers.txt. Every strategy,
-task, device and seed is one row of results.sqlite, which benchmarks/strategies.py shares; a second call goes on. An evaluation is that of
+task, device and seed is one row of results.sqlite, which benchmarks/strategies.py shares; a second call goes on, and so does one elsewhere
+from the rows that are kept in benchmarks/results. An evaluation is that of
 an architecture not evaluated before, for everyone (see peer_programs.py).
 """
 
@@ -22,9 +23,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from strategies import QUESTIONS, STRATEGIES
+from strategies import QUESTIONS, RESULTS, STRATEGIES
 
+from sartor.bench import kept
 from sartor.bench.cases import Case, Group, grid, parse_strategy, spell_strategy
+from sartor.bench.code import code_of
 from sartor.bench.figures import write_figures
 from sartor.bench.results import Results, Row
 from sartor.bench.runner import run
@@ -71,6 +74,13 @@ def environment(folder: Path) -> tuple[Path, set[str]]:
 def program_of(peer: str) -> str:
     """The program that a strategy is of."""
     return next((program for program in PROGRAMS if peer.startswith(f"{program}-")), "")
+
+
+def code_behind(strategy: str) -> str:
+    """As :func:`code_of`; of a peer, the digest of its adapter and of the programs' versions."""
+    if not program_of(strategy):
+        return code_of(strategy)
+    return hashlib.sha256((HERE / "peer_programs.py").read_bytes() + CONSTRAINTS.read_bytes()).hexdigest()[:12]
 
 
 # -- running them ------------------------------------------------------------------------------------------------------------
@@ -177,6 +187,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after this time; the next call goes on")
     parser.add_argument("--jobs", type=int, default=1, help="processes for sartor's strategies")
     parser.add_argument("--out", type=Path, help="folder (default: runs/strategies/QUESTION)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows that are kept (default: benchmarks/results)")
     arguments = parser.parse_args()
     began = time.monotonic()
     folder = arguments.out or Path("runs/strategies") / arguments.question
@@ -191,12 +202,17 @@ def main() -> None:
     peer_question = {**question, "budget": arguments.peer_budget or question["budget"]}
     theirs = grid(peers, **peer_question, seeds=arguments.seeds, known=peers) if peers else []
     until = began + arguments.seconds
-    with Results(folder / "results.sqlite") as results, Progress() as progress:
-        for row in run_peers(theirs, results, lambda: Programs(python, folder), progress, until):
-            if row.error:
-                print(f"{row.case.strategy}, seed {row.case.seed}: {row.error}", file=sys.stderr)
-        run(mine, results, jobs=arguments.jobs, progress=progress, seconds=max(0.0, until - time.monotonic()))
-        comparison = compare([*mine, *theirs], results.select([*mine, *theirs]))
+    everyone = [*mine, *theirs]
+    with Results(folder / "results.sqlite", code_behind) as results, Progress() as progress:
+        kept.load(results, arguments.results, {case.strategy for case in everyone}, code_behind)
+        try:
+            for row in run_peers(theirs, results, lambda: Programs(python, folder), progress, until):
+                if row.error:
+                    print(f"{row.case.strategy}, seed {row.case.seed}: {row.error}", file=sys.stderr)
+            run(mine, results, jobs=arguments.jobs, progress=progress, seconds=max(0.0, until - time.monotonic()))
+        finally:
+            kept.save(results, arguments.results, everyone, code_behind)
+        comparison = compare(everyone, results.select(everyone))
     summary = summarise(comparison)
     print_summary(summary)
     if arguments.question == "fronts":

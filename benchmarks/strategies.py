@@ -4,8 +4,10 @@
     python benchmarks/strategies.py realistic    test accuracy of what was chosen by the validation accuracy of 12 epochs
     python benchmarks/strategies.py fronts       hypervolume gap of error and latency on six devices
 
-Each is a comparison of `sartor bench` in a folder of its own, which a second call continues. Where there is a target for the best strategy,
-it stands beside the figure. Settings were chosen on CIFAR-10 (oracle) and on CIFAR-10 with raspi4 (fronts); the others are untouched tests.
+Each is a comparison of `sartor bench` in a folder of its own, which a second call continues. What was finished is kept in
+benchmarks/results, from which a call elsewhere goes on; rows that other code made are run anew. Where there is a target for the best
+strategy, it stands beside the figure. Settings were chosen on CIFAR-10 (oracle) and on CIFAR-10 with raspi4 (fronts); the others are
+untouched tests.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sartor.bench import kept
 from sartor.bench.cases import grid
 from sartor.bench.figures import write_figures
 from sartor.bench.results import Results
@@ -35,6 +38,7 @@ QUESTIONS: dict[str, dict[str, Any]] = {
     },
 }
 STRATEGIES = ["random", "local", "evolution", "nsga2:population=20", "bayes"]
+RESULTS = Path(__file__).resolve().parent / "results"
 MOST_EVALUATIONS = {"nb201-cifar10": 40, "nb201-cifar100": 35, "nb201-imagenet16": 70}  # targets, medians
 
 
@@ -62,6 +66,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after this time; the next call goes on")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="folder (default: runs/strategies/QUESTION)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the rows that are kept (default: benchmarks/results)")
     arguments = parser.parse_args()
     question = {**QUESTIONS[arguments.question], **({"budget": arguments.budget} if arguments.budget else {})}
     if arguments.device:
@@ -69,7 +74,11 @@ def main() -> None:
     folder = arguments.out or Path("runs/strategies") / arguments.question
     cases = grid(arguments.strategy or STRATEGIES, **question, seeds=arguments.seeds)
     with Results(folder / "results.sqlite") as results, Progress() as progress:
-        rows = run(cases, results, jobs=arguments.jobs, progress=progress, seconds=arguments.seconds)
+        kept.load(results, arguments.results, {case.strategy for case in cases})
+        try:
+            rows = run(cases, results, jobs=arguments.jobs, progress=progress, seconds=arguments.seconds)
+        finally:
+            kept.save(results, arguments.results, cases)
         errors = results.errors(cases)
     comparison = compare(cases, rows)
     summary = summarise(comparison)

@@ -123,6 +123,15 @@ def test_errors_are_kept_apart(tmp_path: Path) -> None:
         assert results.errors([CASE]) == [] and results.select([CASE]) == [ROW]
 
 
+def test_rows_of_other_code_are_not_found(tmp_path: Path) -> None:
+    with Results(tmp_path / "results.sqlite", lambda strategy: "old") as results:
+        results.add(ROW)
+        assert results.find(CASE) == ROW
+    for code, found in (("new", None), ("old", ROW), ("", ROW)):  # no digest: of another program, say
+        with Results(tmp_path / "results.sqlite", lambda strategy, code=code: code) as results:
+            assert results.find(CASE) == found and results.select([CASE]) == ([] if found is None else [ROW])
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "results.sqlite"
     with sqlite3.connect(path) as db:

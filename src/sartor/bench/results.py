@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import sartor
 from sartor.bench.cases import Case, Group
+from sartor.bench.code import code_of
 from sartor.errors import UserError
 
 _APPLICATION = 0x73425443  # "sBTC": tells these files from other SQLite files
@@ -56,12 +56,15 @@ def _key(case: Case) -> tuple[Any, ...]:
 class Results:
     """The file, made if it is not there; use it as a context manager or call :meth:`close`.
 
+    Args:
+        code: digest of the code behind a strategy; rows that other code made are not found. Empty: whatever made them.
+
     Raises:
         UserError: where the file is something else or cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, code: Callable[[str], str] = code_of) -> None:
+        self.path, self._code = Path(path), code
         with self._explained():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, isolation_level=None, timeout=30.0)
@@ -86,24 +89,29 @@ class Results:
         values = (
             *_key(case),
             case.budget,
-            *(json.dumps(row.rows), json.dumps(row.fidelities), row.seconds, row.error, sartor.__version__),
+            *(json.dumps(row.rows), json.dumps(row.fidelities), row.seconds, row.error, self._code(case.strategy)),
         )
         with self._explained():
             self._db.execute(f"INSERT OR REPLACE INTO runs VALUES ({','.join('?' * len(values))})", values)
 
     def find(self, case: Case) -> Row | None:
         """The row of a case without an error, cut from a longer run if need be; None if there is none."""
-        found = self._read("budget, rows, fidelities, seconds", case, "error IS NULL AND budget >= ?", case.budget)
+        row = self.longest(case)
+        return None if row is None or row.case.budget < case.budget else row.cut(case.budget)
+
+    def longest(self, case: Case) -> Row | None:
+        """The row of a case without an error, of whatever budget it was run with."""
+        found = self._read("budget, rows, fidelities, seconds", case, "error IS NULL")
         if found is None:
             return None
         budget, rows, fidelities, seconds = found
-        return Row(replace(case, budget=budget), tuple(json.loads(rows)), tuple(json.loads(fidelities)), seconds).cut(case.budget)
+        return Row(replace(case, budget=budget), tuple(json.loads(rows)), tuple(json.loads(fidelities)), seconds)
 
-    def _read(self, columns: str, case: Case, condition: str, *more: Any) -> tuple[Any, ...] | None:
+    def _read(self, columns: str, case: Case, condition: str) -> tuple[Any, ...] | None:
         key = "strategy=? AND task=? AND device=? AND mode=? AND limits=? AND seed=? AND batch=?"
-        query = f"SELECT {columns} FROM runs WHERE {key} AND {condition}"
+        query = f"SELECT {columns} FROM runs WHERE {key} AND {condition} AND ? IN ('', version)"
         with self._explained():
-            return self._db.execute(query, (*_key(case), *more)).fetchone()  # type: ignore[no-any-return]
+            return self._db.execute(query, (*_key(case), self._code(case.strategy))).fetchone()  # type: ignore[no-any-return]
 
     def select(self, cases: Iterable[Case]) -> list[Row]:
         """The rows of those cases that have one."""
