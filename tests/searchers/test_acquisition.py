@@ -62,6 +62,19 @@ def test_what_is_out_of_reach_is_left_out_and_nothing_else(monkeypatch: pytest.M
 
 
 @settings(max_examples=40, deadline=None)
+@given(st.integers(0, 40), st.floats(0.0, 1.0), st.integers(0, 10_000))
+def test_the_leading_candidate_is_that_of_the_exact_improvement(count: int, kept: float, seed: int) -> None:
+    """Among 900 candidates, more than are looked at closely at a time, some of them of no share; nobody else comes out higher."""
+    rng = np.random.default_rng(seed)
+    front, reference = np.exp(rng.normal(size=(count, 2))), np.array([3.0, 2.0])
+    mean, deviation = rng.normal(size=(900, 2)), rng.uniform(0.01, 0.5, (900, 2))
+    shares = rng.uniform(0.1, 1.0, 900) * (rng.random(900) < kept)
+    exact = acq.expected_hypervolume_improvement(mean, deviation, front, reference, logarithmic=(True, True)) * shares
+    leading = acq.leading_hypervolume_improvement(mean, deviation, front, reference, shares, logarithmic=(True, True))
+    assert np.array_equal(leading == leading.max(), exact == exact.max()) and leading.max() == pytest.approx(exact.max(), rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 12), st.integers(0, 10_000))
 def test_boxes_measure_the_improvement_of_any_point(m: int, count: int, seed: int) -> None:
     """Against the difference of two hypervolumes; coordinates on a grid, so that ties happen."""
