@@ -75,14 +75,16 @@ def test_live_edges_and_counts() -> None:
     found = CELL.features([cell(a="conv3", e="pool", d="conv3", c="conv1")])
     assert found["counts"].tolist() == [[0.0, 0.0, 2.0, 1.0]]  # skip, conv1 (leads nowhere), conv3, pool
     assert found["live"].shape == (1, 6 * 4) and found["live"].sum() == 3
-    shapes = {"live": (0, 24), "counts": (0, 4), "work": (0, 24), "load": (0, 4), "paths": (0, 40)}
+    shapes = {"live": (0, 24), "counts": (0, 4), "work": (0, 24), "load": (0, 4), "spelled": (0, 4), "paths": (0, 40)}
     assert {name: block.shape for name, block in CELL.features([]).items()} == shapes
 
 
 def test_what_is_applied_to_zeros_is_work_though_it_is_not_live() -> None:
     behind = CELL.features([cell(d="skip_connect", f="conv3")])  # nothing enters node 2, whose edge to the output is computed all the same
     assert behind["load"].tolist() == [[1.0, 0.0, 1.0, 0.0]] and behind["counts"].tolist() == [[1.0, 0.0, 0.0, 0.0]]
-    assert same(cell(d="skip_connect", a="conv3", c="conv3"), cell(d="skip_connect"), "work", "load")  # leads nowhere: not computed
+    dead = cell(d="skip_connect", a="conv3", c="conv3")
+    assert same(dead, cell(d="skip_connect"), "work", "load")  # leads nowhere: not computed
+    assert CELL.features([dead])["spelled"].tolist() == [[1.0, 0.0, 2.0, 0.0]]  # but by a runtime that does not look
 
 
 @settings(max_examples=60, deadline=None)

@@ -19,8 +19,13 @@ from sartor.errors import UserError
 _MOST_PATH_COLUMNS = 2000
 
 
-COST_FEATURES = ("work", "load")
+COST_FEATURES = ("work", "load", "spelled")
 """Groups of :meth:`CellSpace.features` that tell what a cell costs, and not what it computes."""
+EXECUTED = ("work", "load")
+"""Those of them that are alike for cells of which the output needs the same."""
+COST_SUMS = ("load", "spelled", "counts")
+"""Groups of operation counts, whose costs add up, each for another runtime: one that drops what the output does not need, one that executes
+everything, and one that drops what is applied to zeros as well."""
 
 
 class CellSpace(Space):
@@ -37,6 +42,8 @@ class CellSpace(Space):
     """
 
     cost_features = COST_FEATURES
+    cost_sums = COST_SUMS
+    executed = EXECUTED
 
     def __init__(
         self,
@@ -76,7 +83,8 @@ class CellSpace(Space):
         `live`: the operation of every edge that lies on a path from input to output, one-hot. `counts`: how often each operation is on such
         an edge. `paths`: how many paths apply each sequence of operations, skip connections contracted (the path encoding of White et al.
         2021, section 4, on the contracted graph); left out for cells with too many sequences. `work` and `load` are `live` and `counts` of
-        what is computed: of the edges from which the output can be reached, whether or not the input reaches them.
+        what is computed: of the edges from which the output can be reached, whether or not the input reaches them. `spelled` counts the
+        operations of all edges.
         """
         ops = np.array([[arch[name] for name in self.edges] for arch in archs], dtype=np.int64).reshape(len(archs), len(self.edges))
         carries = ops != self._ops.index(self._none)
@@ -103,6 +111,7 @@ class CellSpace(Space):
         groups = {"live": hot.reshape(len(ops), len(self.edges) * len(shown)).astype(float), "counts": hot.sum(axis=1).astype(float)}
         work = hot_of(self._leading(carries))
         groups |= {"work": work.reshape(len(ops), len(self.edges) * len(shown)).astype(float), "load": work.sum(axis=1).astype(float)}
+        groups["spelled"] = hot_of(carries).sum(axis=1).astype(float)
         columns = self._sequences(len(real))
         if columns is not None:
             paths = np.zeros((len(ops), len(columns)))

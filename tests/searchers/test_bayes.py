@@ -177,6 +177,49 @@ def test_the_whole_space_kept_up_to_date_is_the_models_conditioned_anew() -> Non
     assert asked[0] == asked[1]
 
 
+EDGES = {"a": (0, 1), "b": (0, 2), "c": (1, 2), "d": (0, 3), "e": (1, 3), "f": (2, 3)}
+CELL = CellSpace(EDGES, ["none", "skip_connect", "conv1", "conv3"])
+_MS = np.array([0.0, 0.1, 2.0, 6.0])
+
+
+def timed(arch: Arch) -> dict[str, float]:
+    """What the output needs takes time, each operation its own; more is more accurate. Cells without any operation have no latency."""
+    load = CELL.features([arch])["load"][0]
+    metrics = {"accuracy": float(1 - 0.5 * np.exp(-0.3 * load @ [0.2, 1.0, 1.6]))}
+    return metrics | ({"latency_ms": float(1.0 + load @ _MS[1:])} if load.any() else {})
+
+
+@pytest.mark.parametrize("whole", [20_000, 0])
+def test_costs_add_up_where_a_space_tells_its_parts(whole: int) -> None:
+    """The fastest cell is known from cells none of which is fast; models kept up and conditioned anew agree, pending cells believed."""
+    searcher = BayesianOptimisation(CELL, TWO, whole=whole, pool=50)
+    drawn = [CELL.at(int(i)) for i in np.random.default_rng(0).permutation(CELL.size)]
+    slow = [arch for arch in drawn if CELL.features([arch])["load"][0, 1:].sum() >= 2][:30]
+    history = [Trial(i, arch, timed(arch)) for i, arch in enumerate(slow)]
+    state = searcher._fold(history)
+    models = searcher._models(state)
+    assert models is not None
+    fastest = CELL.from_labels({**dict.fromkeys(EDGES, "none"), "d": "skip_connect"})
+    beliefs_of = models["latency_ms"]
+    row = searcher._embedding.rows([fastest])
+    mean = beliefs_of.gp.posterior(row).mean + beliefs_of.targets.base(row)
+    assert float(beliefs_of.warp.inverse(mean)[0]) == pytest.approx(timed(fastest)["latency_ms"], rel=0.5)
+    assert min(trial.metrics["latency_ms"] for trial in history) > 4 * timed(fastest)["latency_ms"]
+    if whole:
+        kept_up = searcher._everywhere(state)
+        assert kept_up is not None
+        place = searcher._pool.position[fastest]
+        assert float(kept_up["latency_ms"].mean[place]) == pytest.approx(float(mean[0]), abs=1e-6)
+        part = kept_up["latency_ms"].take(np.array([place]))
+        assert part.mean == pytest.approx(mean, abs=1e-6)
+        assert part.draw(4000, np.random.default_rng(0)).mean() == pytest.approx(float(mean[0]), abs=0.1 * float(part.deviation[0]))
+
+
+def test_the_cheap_end_of_a_front_is_found() -> None:
+    found = search(BayesianOptimisation(CELL, TWO), timed, goals=TWO, space=CELL, budget=30, seed=1)
+    assert min(trial.metrics["latency_ms"] for trial in found.front) <= 1.2
+
+
 def test_memory_is_bounded() -> None:
     """3000 trials: at most twice `memory` are learnt from, the best among them, whether folded at once or in steps."""
     rng = np.random.default_rng(0)

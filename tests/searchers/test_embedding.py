@@ -48,11 +48,15 @@ def test_a_restricted_space_has_the_columns_of_what_is_left() -> None:
 def test_features_are_groups_of_mean_squared_distance_one() -> None:
     space = CellSpace({"a": (0, 1), "b": (1, 2), "c": (0, 2)}, ["none", "skip_connect", "conv"])
     embedding = Embedding(space)
-    assert embedding.names == ["a", "b", "c", "live", "counts", "work", "load", "paths"] and embedding.choices == 3
-    assert [embedding.names[i] for i in embedding.cost_features] == ["work", "load"]
-    assert Embedding(space, space.features).cost_features == ()  # whoever brings features of his own says nothing about costs
+    assert embedding.names == ["a", "b", "c", "live", "counts", "work", "load", "spelled", "paths"] and embedding.choices == 3
+    assert [embedding.names[i] for i in embedding.cost_features] == ["work", "load", "spelled"]
+    sums = [[embedding.names[embedding.group[column]] for column in columns] for columns in embedding.cost_sums]
+    assert sums == [["load"] * 2, ["spelled"] * 2, ["counts"] * 2]
+    assert [embedding.names[i] for i in embedding.executed] == ["work", "load"]
+    own = Embedding(space, space.features)
+    assert own.cost_features == () == own.cost_sums  # whoever brings features of his own says nothing about costs
     rows = embedding.rows(list(space))
-    for group in range(3, 8):
+    for group in range(3, 9):
         block = rows[:, embedding.group == group]
         assert 2 * block.var(axis=0).sum() == pytest.approx(1.0, rel=0.15)  # the scale comes from a sample
     assert embedding.rows([]).shape == (0, len(embedding.group))

@@ -36,6 +36,9 @@ class Embedding:
         choices: how many of the groups are choices; the others are features.
         cost_features: numbers of the feature groups that tell what an architecture costs, and not what it computes; a space names them in
             an attribute `cost_features`.
+        executed: those of them that are alike for architectures that execute the same (`executed` of a space); all, if it does not say.
+        cost_sums: columns of the feature groups whose costs add up, each group another reading of what is executed; a space names them
+            in an attribute `cost_sums`.
     """
 
     def __init__(self, space: Space, features: Features | None = None) -> None:
@@ -51,7 +54,11 @@ class Embedding:
             self.names.append(name)
         own: Sequence[str] = getattr(space, "cost_features", ()) if features is None else ()
         self.cost_features = tuple(i for i, name in enumerate(self.names) if i >= self.choices and name in own)
+        executed: Sequence[str] = getattr(space, "executed", own)
+        self.executed = tuple(i for i in self.cost_features if self.names[i] in executed)
         self.group: NDArray[np.int64] = np.concatenate([*groups, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+        sums: Sequence[str] = getattr(space, "cost_sums", ()) if features is None else ()
+        self.cost_sums = tuple(np.flatnonzero(self.group == self.names.index(name)) for name in sums if name in self.names[self.choices :])
 
     def rows(self, archs: Sequence[Arch]) -> Floats:
         """Embedded architectures `(n, columns)`."""

@@ -20,11 +20,13 @@ from sartor import pareto
 from sartor.goals import METRICS, Goals, Limit
 from sartor.searchers.constraints import Constrained
 from sartor.searchers.gp import GP, Floats, Hyper, Kernel, Posterior, fit
+from sartor.searchers.sums import Sum
 from sartor.trial import Trial
 
 Scale = Literal["log", "gap", "scores"]
 WORKS = "works"  # the column that tells trials with all metrics (-1) from others (1)
 _LEAST = 1e-4  # added to a loss before the logarithm, so that a perfect accuracy has one
+_LEAST_WIDTH = 1e-3  # of what a sum of costs leaves: a per mille
 _GAP = 0.3  # added to the distance to the best before the logarithm, in units of the median distance
 
 
@@ -106,7 +108,8 @@ def best_and_latest(goals: Goals, trials: Sequence[Trial], count: int) -> list[T
 class Warp:
     """A monotone map of losses onto the scale of a model, on which the training targets have mean 0 and deviation 1.
 
-    Unless it is of scores, it is the standardised logarithm of the loss plus `offset`.
+    Unless it is of scores, it is the standardised logarithm of the loss plus `offset`. With a prior mean it is what that leaves of the
+    targets that has mean 0 and deviation 1.
     """
 
     scale: Scale
@@ -117,7 +120,8 @@ class Warp:
     offset: float = _LEAST
 
     @staticmethod
-    def of(values: Floats, scale: Scale) -> Warp:
+    def of(values: Floats, scale: Scale, base: Floats | None = None) -> Warp:
+        """To `values` (n,); `base` (n,) is the logarithm of what a sum of costs makes of them."""
         from scipy.special import ndtri
         from scipy.stats import rankdata
 
@@ -131,6 +135,9 @@ class Warp:
             best = float(values.min())
             offset = _GAP * max(float(np.median(values)) - best, 1e-3 * abs(best), 1e-9) - best
         raw = _raw(values, scale, knots, heights, offset)
+        if base is not None:
+            left = raw - base
+            return Warp(scale, knots, heights, float(left.mean()), max(float(left.std()), _LEAST_WIDTH), offset)
         return Warp(scale, knots, heights, float(raw.mean()), float(raw.std()) or 1.0, offset)
 
     def __call__(self, values: Floats) -> Floats:
@@ -147,41 +154,70 @@ def _raw(values: Floats, scale: Scale, knots: Floats, heights: Floats, offset: f
 
 
 @dataclass(frozen=True)
+class Targets:
+    """What a process is conditioned on: losses on the scale of their warp, less the prior mean there, a sum of costs if there is one."""
+
+    warp: Warp
+    sum: Sum | None
+    values: Floats
+
+    @staticmethod
+    def of(rows: Floats, values: Floats, scale: Scale, readings: Sequence[NDArray[np.int64]] = ()) -> Targets:
+        """Of finite losses `(n,)` at embedded `rows`; `readings` as :meth:`Sum.of` takes them, none for a constant mean."""
+        if not readings:
+            warp = Warp.of(values, scale)
+            return Targets(warp, None, warp(values))
+        costs = Sum.of(rows, np.maximum(values, _LEAST), readings)
+        base = costs.logarithm(rows)
+        warp = Warp.of(values, scale, base)
+        return Targets(warp, costs, warp(values) - base / warp.width)
+
+    def base(self, rows: Floats) -> Floats:
+        """The prior mean `(m,)` at `rows`, standardised."""
+        return np.zeros(len(rows)) if self.sum is None else self.sum.logarithm(rows) / self.warp.width
+
+
+@dataclass(frozen=True)
 class Model:
     """A process for one column, on the scale of its warp."""
 
     gp: GP
-    warp: Warp
+    targets: Targets
+
+    @property
+    def warp(self) -> Warp:
+        return self.targets.warp
 
     @staticmethod
-    def of(rows: Floats, values: Floats, kernel: Kernel, hyper: Hyper, scale: Scale) -> Model:
+    def of(rows: Floats, values: Floats, kernel: Kernel, hyper: Hyper, scale: Scale, readings: Sequence[NDArray[np.int64]] = ()) -> Model:
         known = np.isfinite(values)
-        warp = Warp.of(values[known], scale)
-        return Model(GP.condition(rows[known], warp(values[known]), kernel, hyper), warp)
+        targets = Targets.of(rows[known], values[known], scale, readings)
+        return Model(GP.condition(rows[known], targets.values, kernel, hyper), targets)
 
 
-def hyperparameters(rows: Floats, values: Floats, kernel: Kernel, scale: Scale) -> Hyper | None:
+def hyperparameters(rows: Floats, values: Floats, kernel: Kernel, scale: Scale, readings: Sequence[NDArray[np.int64]] = ()) -> Hyper | None:
     """Fitted to the finite values; None where there are fewer than two."""
     known = np.isfinite(values)
     if known.sum() < 2:
         return None
-    return fit(rows[known], Warp.of(values[known], scale)(values[known]), kernel)
+    return fit(rows[known], Targets.of(rows[known], values[known], scale, readings).values, kernel)
 
 
 @dataclass(frozen=True)
 class Belief:
-    """What a model says about candidates, standardised: mean and deviation `(m,)`."""
+    """What a model says about candidates, standardised: mean and deviation `(m,)`; `base` (m,) is the process's prior mean."""
 
     posterior: Posterior
     warp: Warp
+    base: Floats
 
     @staticmethod
     def of(model: Model, rows: Floats, pending: Floats) -> Belief:
-        return Belief(model.gp.believe(pending).posterior(rows), model.warp)
+        return Belief(model.gp.believe(pending).posterior(rows), model.warp, model.targets.base(rows))
 
     @property
     def mean(self) -> Floats:
-        return self.posterior.mean
+        return self.posterior.mean + self.base
 
     @property
     def deviation(self) -> Floats:
@@ -190,10 +226,14 @@ class Belief:
 
     def take(self, positions: NDArray[np.int64]) -> Belief:
         """At some of the candidates."""
-        return Belief(self.posterior.take(positions), self.warp)
+        return Belief(self.posterior.take(positions), self.warp, self.base[positions])
 
     def believe(self, i: int) -> Belief:
-        return Belief(self.posterior.believe(i), self.warp)
+        return Belief(self.posterior.believe(i), self.warp, self.base)
+
+    def draw(self, count: int, rng: np.random.Generator) -> Floats:
+        """Joint draws `(count, m)`."""
+        return self.posterior.draw(count, rng) + self.base
 
     def logarithm(self, levels: Floats) -> Floats:
         """Logarithm of the loss plus the warp's offset at these values of the model's scale, which must not be that of scores."""
