@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +19,7 @@ from sartor.hardware.fusion import RULES, executed, kinds, observed, rules
 from .nets import Inverted, Residual, conv_bn, export, random_net
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed")
+needs_litert = pytest.mark.skipif(find_spec("litert_torch") is None, reason="the extra litert is not installed")
 
 
 class Head(nn.Module):
@@ -79,6 +83,50 @@ def test_onnxruntime_runs_what_the_rules_say(name: str, files: dict[tuple[str, s
 @pytest.mark.parametrize("name", NETS)
 def test_openvino_runs_what_the_rules_say(name: str, files: dict[tuple[str, str], Path]) -> None:
     assert kinds(executed(trace(*net(name)), "openvino", "fp32")) == observed(files[name, "fp32"], "openvino")
+
+
+@pytest.mark.slow
+@needs_litert
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", sorted({*NETS} - {"hardsigmoid"}))  # there its product lies in the weights of the next convolution
+def test_litert_runs_what_the_rules_say(name: str, precision: str, tmp_path: Path) -> None:
+    from sartor.export.litert import to_tflite
+
+    torch.manual_seed(0)
+    module, shape = net(name)
+    images = np.random.default_rng(0).standard_normal((8, *shape)).astype(np.float32)
+    path = to_tflite(module, shape, tmp_path / "net.tflite", images if precision == "int8" else None)
+    assert observed(path, "litert") == kinds(executed(trace(module, shape), "litert", precision))
+
+
+XNNPACK = {"Conv2d": "conv", "DepthwiseConv2d": "conv", "FullyConnected": "linear", "GlobalAvgPooling2d": "pool", "MaxPooling2d": "maxpool",
+           **dict.fromkeys(("Add", "Multiply", "Div", "Clamp", "Hardswish", "Sigmoid"), "elementwise")}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("executorch") is None, reason="the extra executorch is not installed")
+@pytest.mark.parametrize("name", NETS)
+def test_executorch_runs_what_the_rules_say(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared with the nodes of the XNNPACK graph that a program holds, and what runs outside of it."""
+    import executorch.backends.xnnpack.xnnpack_preprocess as preprocess
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    nodes: list[str] = []
+    write = preprocess.serialize_xnnpack_binary
+
+    def watched(graph: Any, *given: Any) -> Any:
+        nodes.extend(type(node.xnode_union).__name__.removeprefix("XNN") for node in graph.xnodes)
+        return write(graph, *given)
+
+    monkeypatch.setattr(preprocess, "serialize_xnnpack_binary", watched)
+    torch.manual_seed(0)
+    module, shape = net(name)
+    exported = torch.export.export(module, (torch.zeros(1, *shape),), strict=False)
+    program = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).exported_program()
+    found = Counter(XNNPACK[node] for node in nodes if node in XNNPACK)
+    found.update("avgpool" for node in program.graph.nodes if "avg_pool2d" in str(node.target))
+    assert found == kinds(executed(trace(module, shape), "executorch", "fp32"))
 
 
 @settings(max_examples=6, deadline=None)

@@ -1,4 +1,4 @@
-"""What the exporters for ExecuTorch and LiteRT share: a checked module with an example, and static int8 quantisation of its graph."""
+"""What the exporters for ExecuTorch and LiteRT share: a checked module with an example and checked images; ExecuTorch's int8 graph."""
 
 from __future__ import annotations
 
@@ -30,21 +30,29 @@ def ready(module: nn.Module, input_shape: tuple[int, int, int], batch: int) -> t
     return copy.deepcopy(module).cpu().eval(), torch.zeros(batch, *input_shape)
 
 
-def quantised(module: nn.Module, example: Tensor, quantizer: Any, calibration: NDArray[np.float32], **convert: Any) -> nn.Module:
+def images_for(example: Tensor, calibration: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """At most `MAX_CALIBRATION` of the calibration images (n, C, H, W), spread over them, each filling the example's batch.
+
+    Raises UserError for images that do not fit the example.
+    """
+    images = np.asarray(calibration, np.float32)
+    if images.ndim != 4 or not len(images) or images.shape[1:] != tuple(example.shape[1:]):
+        raise UserError(f"expected calibration images (n, {', '.join(map(str, example.shape[1:]))}), got an array of shape {images.shape}.")
+    step = max(1, len(images) // MAX_CALIBRATION)
+    return [np.repeat(images[start : start + 1], len(example), 0) for start in range(0, step * (len(images) // step), step)]
+
+
+def quantised(module: nn.Module, example: Tensor, quantizer: Any, calibration: NDArray[np.float32]) -> nn.Module:
     """The module's exported graph with int8 observers run over calibration images (n, C, H, W) and converted (torchao, pt2e).
 
     Raises UserError for images that do not fit the example.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    images = np.asarray(calibration, np.float32)
-    if images.ndim != 4 or not len(images) or images.shape[1:] != tuple(example.shape[1:]):
-        raise UserError(f"expected calibration images (n, {', '.join(map(str, example.shape[1:]))}), got an array of shape {images.shape}.")
+    images = images_for(example, calibration)
     prepared = prepare_pt2e(torch.export.export(module, (example,), strict=False).module(), quantizer)
-    step = max(1, len(images) // MAX_CALIBRATION)
     with torch.no_grad():
-        for start in range(0, step * (len(images) // step), step):
-            # The example's batch is fixed in the graph: an image fills it.
-            prepared(torch.from_numpy(images[start : start + 1]).expand_as(example).contiguous())
-    found: nn.Module = convert_pt2e(prepared, **convert)
+        for image in images:
+            prepared(torch.from_numpy(image))
+    found: nn.Module = convert_pt2e(prepared)
     return found

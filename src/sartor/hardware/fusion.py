@@ -3,7 +3,7 @@
 `executed` rewrites a graph into the ops that a runtime runs; MACs, parameters and the values that leave the network stay the same (a
 lone batch norm that runs as a depthwise convolution gains its MACs). The
 rules of each runtime were read off its own execution graph, and the tests compare them with it (`observed`). They hold for the versions
-tried (ONNX Runtime 1.32 on x86-64, OpenVINO 2026.4, torch 2.13); XNNPACK's (ExecuTorch, LiteRT) follow its operator list.
+tried (ONNX Runtime 1.32 on x86-64, OpenVINO 2026.4, ExecuTorch 1.5, LiteRT 2.3, torch 2.13).
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ class Rules:
 
 
 _HALVES = {"hardswish": ("hardsigmoid", "mul"), "swish": ("sigmoid", "mul")}
-_XNNPACK = Rules(_CLAMPS, _CLAMPS, _CLAMPS, split={"hardsigmoid": ("relu6", "hardsigmoid"), "swish": ("sigmoid", "mul")}, confirmed=False)
+# LiteRT: a hard-sigmoid is a clamp, which the convolution takes in, and one product (none where a convolution reads it: into its weights).
+_LITERT = Rules(_CLAMPS, _CLAMPS, _CLAMPS, split={"swish": ("sigmoid", "mul")})
+_XNNPACK = Rules(
+    _CLAMPS, _CLAMPS, _CLAMPS, split={"hardsigmoid": ("affine", "relu6", "relu6", "hardsigmoid"), "swish": ("sigmoid", "mul")},
+    affine_as_conv=True,
+)  # fmt: skip
 # An int8 convolution saturates at 0 for nothing, and an int8 HardSigmoid lies in the weights before it (sartor.export.quantize).
 _SATURATED = _CLAMPS | {"hardsigmoid"}
 RULES: dict[tuple[str, str], Rules] = {
@@ -53,9 +58,9 @@ RULES: dict[tuple[str, str], Rules] = {
     ("openvino", "fp32"): Rules(_ALL - {"hardsigmoid"}, _ALL, _ALL, "always", chains=True),
     ("openvino", "int8"): Rules(_SATURATED, _SATURATED, _ALL, "always", chains=True, affine_as_conv=True),
     ("executorch", "fp32"): _XNNPACK,
-    ("executorch", "int8"): _XNNPACK,
-    ("litert", "fp32"): _XNNPACK,
-    ("litert", "int8"): _XNNPACK,
+    ("executorch", "int8"): replace(_XNNPACK, confirmed=False),
+    ("litert", "fp32"): _LITERT,
+    ("litert", "int8"): _LITERT,
     ("torch", "fp32"): Rules(frozenset()),
 }  # fmt: skip
 RULES |= {(name, half): RULES[name, "fp32"] for name, half in (("openvino", "bf16"), ("openvino", "fp16"), ("torch", "bf16"))}
@@ -229,6 +234,11 @@ _KINDS_OV = {"Convolution": "conv", "FullyConnected": "linear", "MatMul": "linea
 _KINDS_OV_PROFILE = {**_KINDS_OV, "GroupConvolution": "conv", "ReduceMean": "pool", "MaxPool": "maxpool", "AvgPool": "avgpool",
                      "Concat": "concat", **dict.fromkeys(("Add", "Multiply", "HSwish", "HardSigmoid", "Relu", "Sigmoid", "Swish", "Clamp"),
                                                          "elementwise")}  # fmt: skip
+_KINDS_LITERT = {
+    "CONV_2D": "conv", "DEPTHWISE_CONV_2D": "conv", "FULLY_CONNECTED": "linear", "MEAN": "pool", "MAX_POOL_2D": "maxpool",
+    "AVERAGE_POOL_2D": "avgpool", "CONCATENATION": "concat", "RESIZE_BILINEAR": "resize", "RESIZE_NEAREST_NEIGHBOR": "resize",
+    **dict.fromkeys(("ADD", "MUL", "SUB", "RELU", "RELU6", "RELU_0_TO_1", "HARD_SWISH", "LOGISTIC", "MINIMUM", "MAXIMUM"), "elementwise"),
+}  # fmt: skip
 _COMPUTES = ("Relu", "Clip", "Hard", "Sigmoid", "Add", "Mul", "BatchNorm")  # in the names that exporters give to nodes
 
 
@@ -243,7 +253,7 @@ def category(node_type: str, runtime: str) -> str:
 
 
 def observed(file: Path | str, runtime: str = "onnxruntime", precision: str = "fp32") -> Counter[str]:
-    """How many nodes of each kind a runtime runs for an ONNX file, as `kinds`, from the graph that the runtime itself reports.
+    """How many nodes of each kind a runtime runs for a file of its own, as `kinds`, from the graph that the runtime itself reports.
 
     Nodes that only convert (layouts, quantisation at the borders) are left out. Raises UserError for runtimes that report no graph.
     """
@@ -251,7 +261,9 @@ def observed(file: Path | str, runtime: str = "onnxruntime", precision: str = "f
         return Counter(_KINDS_ORT[kind] for kind in _onnxruntime_nodes(Path(file)) if kind in _KINDS_ORT)
     if runtime == "openvino":
         return _openvino_kinds(file, precision)
-    raise UserError(f"expected a runtime that reports what it runs (onnxruntime, openvino), got {runtime}")
+    if runtime == "litert":
+        return Counter(_KINDS_LITERT[kind] for kind in _litert_ops(Path(file)) if kind in _KINDS_LITERT)
+    raise UserError(f"expected a runtime that reports what it runs (onnxruntime, openvino, litert), got {runtime}")
 
 
 def _onnxruntime_nodes(file: Path) -> list[str]:
@@ -267,6 +279,14 @@ def _onnxruntime_nodes(file: Path) -> list[str]:
         options.log_severity_level = 4
         ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
         return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+def _litert_ops(file: Path) -> list[str]:
+    """The operators of LiteRT's interpreter, without the delegate that would show as one of them."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    bare = Interpreter(model_path=str(file), experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
+    return [str(op["op_name"]) for op in bare._get_ops_details()]
 
 
 def _openvino_kinds(file: Path | str, precision: str) -> Counter[str]:

@@ -47,14 +47,11 @@ class _Program:
 
     def __init__(self, file: Path, threads: int) -> None:
         self.file, self.threads = file, threads
+        self.input_shape: tuple[int, ...] = ()
         self.execute: Any = None
         self._held: Any = None  # the program's memory must outlive its method
         _LOADED.add(self)
         self.enter()
-        self.input_shape = self._shape()
-
-    def _shape(self) -> tuple[int, ...]:
-        return tuple(int(size) for size in self._held[1].metadata.input_tensor_meta(0).sizes())
 
     def enter(self) -> bool:
         """Gives the pool this program's threads and loads the program where it is not loaded; whether it was loaded now."""
@@ -83,6 +80,7 @@ class _Program:
         if method is None:
             raise UserError(f"expected a program with a method 'forward', got {self.file} without one")
         self._held, self.execute = (program, method), method.execute
+        self.input_shape = tuple(int(size) for size in method.metadata.input_tensor_meta(0).sizes())
 
 
 _LOADED: weakref.WeakSet[_Program] = weakref.WeakSet()
