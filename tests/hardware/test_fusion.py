@@ -180,4 +180,4 @@ def test_unknown_pairs_are_refused() -> None:
     with pytest.raises(UserError, match="fusion rules"):
         rules("onnxruntime", "fp16")
     with pytest.raises(UserError, match="reports what it runs"):
-        observed("x.onnx", "litert")
+        observed("x.onnx", "executorch")
