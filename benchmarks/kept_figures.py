@@ -37,10 +37,10 @@ def _of(rows: Iterable[Row], group: Group, budget: int) -> list[Row]:
     return sorted(found, key=lambda row: row.case.seed)
 
 
-def _spread(values: Sequence[float], digits: int, lead: str = "0") -> str:
-    """Median [quartiles]."""
-    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75], method="inverted_cdf")
-    spelled = [f"{value:.{digits}f}".replace("0.", ".", 1) if lead == "" else f"{value:.{digits}f}" for value in (middle, low, high)]
+def _spread(values: Sequence[float]) -> str:
+    """Median [quartiles] of gaps."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    spelled = [f"{value:.4f}".removeprefix("0") for value in (middle, low, high)]
     return f"{spelled[0]} [{spelled[1]}, {spelled[2]}]"
 
 
@@ -98,12 +98,12 @@ def fronts(kept_rows: dict[str, list[Row]]) -> list[str]:
                 continue
             curves = {step: [float(curve(row, tabular, step)[-1]) for row in _of(rows, group, step)] for step in STEPS}
             medians[strategy] = {step: float(np.median(values)) for step, values in curves.items() if values}
-            spans = [_spread(curves[step], 4, "") if curves[step] else "-" for step in STEPS]
+            spans = [_spread(curves[step]) if curves[step] else "-" for step in STEPS]
             seconds = float(np.median([row.seconds for row in rows]))
             cells.append([strategy, *spans, f"{len(rows)}", f"{seconds:.2g}"])
         if cells:
             cells.sort(key=lambda row: medians[row[0]][200])
-            lines += [f"**{device}**", "", *_table(["strategy", *map(str, STEPS), "seeds", "seconds a run"], cells), *_verdict(medians), ""]
+            lines += [f"**{device}**", "", *_table(["strategy", *map(str, STEPS), "seeds", "seconds a run"], cells), *_verdict(medians)]
     if not lines:
         return []
     text = (
@@ -126,7 +126,7 @@ def _verdict(medians: dict[str, dict[int, float]]) -> list[str]:
     late = {name: medians[name][800] for name in peers if 800 in medians[name]}
     if 300 in mine and late:
         text += f" After 300 it has {mine[300]:.4f}, the best peer after 800 {min(late.values()):.4f}."
-    return [text]
+    return [text, ""]
 
 
 def main() -> None:
