@@ -12,7 +12,7 @@ SETUP := PYTHON="$(PYTHON)" VENV="$(VENV)" CONSTRAINTS="$(CONSTRAINTS)" sh .ci/s
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 DEMO_OUT ?= runs/demo
-DEMO_ARGS ?= digits --minutes 5 --no-baselines --validation 0.25
+DEMO_ARGS ?= digits --minutes 2 --models 10 --no-baselines --validation 0.4
 
 .PHONY: help demo test slow lint types contracts docs clean clean-venv
 .DEFAULT_GOAL := help
