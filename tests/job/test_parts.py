@@ -27,7 +27,7 @@ from sartor.job.limits import attainable, cheapest, check_attainable
 from sartor.job.plan import Plan
 from sartor.job.sizing import fit_space
 from sartor.job.state import State, write_json
-from sartor.job.workers import share_seconds
+from sartor.job.workers import Task, with_shares
 from sartor.request import SearchRequest
 from sartor.trial import Trial
 
@@ -190,8 +190,10 @@ def test_training_time_is_shared_by_cost_and_has_a_floor() -> None:
         nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3)
     )
     before = large[0].weight.clone()
-    cheap, dear = share_seconds([small, large], (1, 16, 16), 64, 100.0)
-    assert dear > 2 * cheap and dear <= 100.0
+    tasks = [Task("small", "scratch"), Task("large", "scratch")]
+    cheap, dear = with_shares(tasks, [small, large], (1, 16, 16), 64, 100.0)
+    assert dear.seconds > 2 * cheap.seconds and dear.seconds <= 100.0
+    assert (cheap.name, dear.name) == ("small", "large")
     assert torch.equal(before, large[0].weight)
-    assert all(0 < seconds <= 20.0 for seconds in share_seconds([small, large], (1, 16, 16), 64, 1e-6))
-    assert share_seconds([], (1, 16, 16), 64, 1.0) == []
+    assert all(0 < task.seconds <= 20.0 for task in with_shares(tasks, [small, large], (1, 16, 16), 64, 1e-6))
+    assert with_shares([], [], (1, 16, 16), 64, 1.0) == []

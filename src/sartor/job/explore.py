@@ -105,6 +105,7 @@ def train_supernet(job: Job) -> None:
                 augment=job.policy,
                 initial=job.request.weights,
                 drop_path=0.0,
+                arithmetic=job.state["sizing"].get("arithmetic", "fp32"),
                 workers=job.state["sizing"].get("workers", 1),
                 seed=job.request.seed,
                 checkpoint=job.folder / "checkpoints" / "training.safetensors",

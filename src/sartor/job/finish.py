@@ -23,7 +23,7 @@ from sartor.hardware.graph import trace
 from sartor.hardware.schedule import memory_plan
 from sartor.job.context import Job, timings
 from sartor.job.explore import batch_size, load_weights, save_weights
-from sartor.job.workers import Task, module_of, share_seconds, train_all, trained
+from sartor.job.workers import Task, module_of, train_all, trained, with_shares
 from sartor.recipes.bn import calibrate_bn
 from sartor.recipes.evaluate import first_images
 from sartor.recipes.train import train
@@ -72,15 +72,18 @@ def _feasible(trials: Sequence[Trial], goals: Goals, least: int) -> list[Trial]:
     return kept + near[: max(0, least - len(kept))]
 
 
-def fit_module(job: Job, name: str, module: nn.Module, *, seconds: float, start: str) -> dict[str, Any]:
+def fit_module(job: Job, task: Task, module: nn.Module) -> dict[str, Any]:
     """The standard recipe for one network, in place and in this process; resumes from its checkpoint. Returns what a record says of it."""
-    work = job.folder / "checkpoints" / f"{name}.safetensors"
-    lr = _FINE_TUNE_LR if start == "supernet" else _SCRATCH_LR
+    work = job.folder / "checkpoints" / f"{task.name}.safetensors"
+    lr = _FINE_TUNE_LR if task.start == "supernet" else _SCRATCH_LR
     result = train(
-        module, job.data, seconds=seconds, batch=batch_size(job), lr=lr, weight_decay=_WEIGHT_DECAY, augment=job.policy,
-        label_smoothing=0.1, ema=0.99, validate=False, seed=job.request.seed, checkpoint=work, progress=job.progress, name=f"train {name}",
+        module, job.data, seconds=task.seconds, batch=batch_size(job), lr=lr, weight_decay=_WEIGHT_DECAY, augment=job.policy,
+        label_smoothing=0.1, ema=0.99, arithmetic=task.arithmetic, validate=False, seed=job.request.seed, checkpoint=work,
+        progress=job.progress, name=f"train {task.name}",
     )  # fmt: skip
-    return {"from": start, "epochs": round(result.epochs, 2), "seconds": round(result.seconds, 1)}
+    return {
+        "from": task.start, "epochs": round(result.epochs, 2), "seconds": round(result.seconds, 1), "arithmetic": task.arithmetic,
+    }  # fmt: skip
 
 
 def make(job: Job, task: Task, origin: str, predicted: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +100,7 @@ def make(job: Job, task: Task, origin: str, predicted: dict[str, Any]) -> dict[s
         load_weights(module, weights)
         training = json.loads(weights.with_suffix(".json").read_text())
     else:
-        training = fit_module(job, task.name, module, seconds=task.seconds, start=task.start)
+        training = fit_module(job, task, module)
     labels = task.labels if task.labels is not None else {"design": task.design}
     folder = job.folder / "models" / task.name
     record = export_record(job, task.name, origin, module, folder, predicted=predicted, labels=labels, training=training)
@@ -205,9 +208,9 @@ def _tasks(job: Job, queue: Sequence[Trial], wanted: int) -> list[Task]:
         start = job.state["supernet"].get("start", "supernet")
         named = [Task(f"s{n:02d}", start, dict(job.net.space.labels(t.arch))) for n, t in enumerate(queue, start=1)]
         modules = [module_of(job, task) for task in named[:wanted]]
-        seconds = share_seconds(modules, job.data.input_shape, batch_size(job), job.plan.finish)
-        seconds += [float(np.median(seconds))] * (len(named) - wanted)
-        job.state.put("tasks", [asdict(replace(task, seconds=s)) for task, s in zip(named, seconds, strict=True)])
+        shared = with_shares(named[:wanted], modules, job.data.input_shape, batch_size(job), job.plan.finish)
+        usual: dict[str, Any] = {"seconds": float(np.median([task.seconds for task in shared])), "arithmetic": shared[0].arithmetic}
+        job.state.put("tasks", [asdict(task) for task in (*shared, *(replace(task, **usual) for task in named[wanted:]))])
     tasks = [Task(**task) for task in job.state["tasks"]]
     both = [*tasks[:wanted], *(map(_scratch, tasks[:wanted]) if job.request.from_scratch else ())]
     train_all(job, [task for task in both if f"model:{task.name}" not in job.state])

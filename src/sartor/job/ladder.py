@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from sartor.job.context import Job
 from sartor.job.device_space import feasible
 from sartor.job.explore import batch_size
 from sartor.job.finish import make
-from sartor.job.workers import Task, module_of, share_seconds, train_all
+from sartor.job.workers import Task, module_of, train_all, with_shares
 from sartor.spaces.mobile import MobileNet, MobileSpec
 from sartor.spaces.published import fit_to, mobilenet_v2, mobilenet_v3
 from sartor.spaces.small import resnet
@@ -62,8 +62,8 @@ def climb(job: Job) -> list[dict[str, Any]]:
         if "rungs" not in job.state:
             tasks = [Task(name, "scratch", design=name) for name in ladder_of(job)]
             modules = [module_of(job, task) for task in tasks]
-            seconds = share_seconds(modules, job.data.input_shape, batch_size(job), job.plan.ladder)
-            job.state.put("rungs", [asdict(replace(task, seconds=s)) for task, s in zip(tasks, seconds, strict=True)])
+            shared = with_shares(tasks, modules, job.data.input_shape, batch_size(job), job.plan.ladder)
+            job.state.put("rungs", [asdict(task) for task in shared])
         tasks = [Task(**task) for task in job.state["rungs"]]
         train_all(job, [task for task in tasks if f"model:{task.name}" not in job.state])
         return [make(job, task, "baseline", {}) for task in tasks]

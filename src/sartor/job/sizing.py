@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ def fit_space(job: Job, batch: int) -> None:
     left_out: list[str] = []
     keep: dict[str, list[Any]] = {}
     with job.state.timing("sizing"):
-        threads, workers, seconds = _step(job, batch)
+        use, seconds = _step(job, batch)
         wanted = ENOUGH_EPOCHS * len(job.data.train) / batch
         for name, option in _scales(job.net.space):
             if job.plan.supernet / seconds >= wanted:
@@ -39,13 +41,13 @@ def fit_space(job: Job, batch: int) -> None:
             job.net.space = job.net.space.restrict({name: keep[name]})
             job.forget_extremes()
             left_out.append(f"{name} = {option}")
-            threads, workers, seconds = _step(job, batch)
+            use, seconds = _step(job, batch)
     epochs = job.plan.supernet / seconds * batch / len(job.data.train)
     note = (
         f"Left out of the space: {', '.join(left_out)}. Even so the supernet sees the data only about {epochs:.1f} times in "
         f"{job.request.minutes:g} minutes on this machine; more minutes keep everything."
     )
-    job.state.put("sizing", {"keep": keep, "threads": threads, "workers": workers, "epochs": epochs, "note": note if left_out else ""})
+    job.state.put("sizing", {"keep": keep, **asdict(use), "epochs": epochs, "note": note if left_out else ""})
 
 
 def _scales(space: Space) -> list[tuple[str, Any]]:
@@ -59,30 +61,45 @@ def _scales(space: Space) -> list[tuple[str, Any]]:
     return found
 
 
-def _step(job: Job, batch: int) -> tuple[int, int, float]:
-    """The fastest use of the cores, (threads in an operation, nets side by side), and its mean seconds of a sandwich step on random nets.
+@dataclass(frozen=True)
+class _Use:
+    """Of the processor: threads in an operation, nets side by side, see :mod:`sartor.recipes.arithmetic`."""
 
-    Small networks are slower with several threads in an operation; several nets side by side then use the cores.
+    threads: int
+    workers: int
+    arithmetic: str = "fp32"
+
+
+def _step(job: Job, batch: int) -> tuple[_Use, float]:
+    """The fastest use of the processor and its mean seconds of a sandwich step on random nets.
+
+    Small networks are slower with several threads in an operation; several nets side by side then use the cores. bf16 must save a tenth.
     """
     x = torch.from_numpy(job.data.train.images(slice(0, batch))).contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(job.data.train.labels[: len(x)])
     job.net.train()
     job.net.to(memory_format=torch.channels_last)
-    seconds = {use: _timed(job, x, y, *use) for use in sorted({(1, 1), (cores(), 1), (1, cores())})}
-    job.net.zero_grad(set_to_none=True)
+    seconds = {use: _timed(job, x, y, use) for use in (_Use(*pair) for pair in sorted({(1, 1), (cores(), 1), (1, cores())}))}
     best = min(seconds, key=seconds.__getitem__)
-    return (*best, seconds[best])
+    mixed = replace(best, arithmetic="bf16")
+    try:
+        seconds[mixed] = _timed(job, x, y, mixed)
+    except RuntimeError:  # a user's own layers need not take both
+        seconds[mixed] = math.inf
+    job.net.zero_grad(set_to_none=True)
+    best = mixed if seconds[mixed] < 0.9 * seconds[best] else best
+    return best, seconds[best]
 
 
-def _timed(job: Job, x: torch.Tensor, y: torch.Tensor, threads: int, workers: int) -> float:
-    torch.set_num_threads(threads)
+def _timed(job: Job, x: torch.Tensor, y: torch.Tensor, use: _Use) -> float:
+    torch.set_num_threads(use.threads)
     rng = job.rng(5)  # the same nets whatever the use
     total = 0.0
-    with thread_pool(workers) if workers > 1 else nullcontext() as pool:
+    with thread_pool(use.workers) if use.workers > 1 else nullcontext() as pool:
         for number in range(6):
             largest, smallest = extremes(job.net, rng)
             others = [smallest, job.net.space.sample(rng), job.net.space.sample(rng)]
             start = time.perf_counter()
-            sandwich_step(job.net, x, y, others, largest=largest, pool=pool)
+            sandwich_step(job.net, x, y, others, largest=largest, arithmetic=use.arithmetic, pool=pool)
             total += (time.perf_counter() - start) if number else 0.0
     return total / 5

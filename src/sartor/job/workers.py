@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,8 +26,9 @@ from sartor.hardware.device import cores
 from sartor.job.context import Job
 from sartor.job.state import write_json
 from sartor.layers.depthwise import quick_depthwise
+from sartor.recipes.arithmetic import forward
 
-_PROBE = 32  # images in the step that is timed
+_PROBE = 64  # images in the step that is timed
 #: Ctrl-C reaches every process of a terminal: a worker leaves it to its parent, also while its imports last, and ends without a traceback.
 _MAIN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from sartor.job.workers import main; main()"
 _FLOOR_IMAGES, _FLOOR_SECONDS = 20_000, 20.0
@@ -42,6 +43,7 @@ class Task:
     labels: dict[str, Any] | None = None
     design: str | None = None
     seconds: float = 0.0
+    arithmetic: str = "fp32"
 
 
 def trained(job: Job, name: str) -> Path:
@@ -49,8 +51,9 @@ def trained(job: Job, name: str) -> Path:
     return job.folder / "checkpoints" / f"{name}.trained.safetensors"
 
 
-def share_seconds(modules: Sequence[nn.Module], shape: tuple[int, int, int], batch: int, total: float) -> list[float]:
-    """`total` seconds of wall time on all cores, shared so that every network sees the same number of images.
+def with_shares(tasks: Sequence[Task], modules: Sequence[nn.Module], shape: tuple[int, int, int], batch: int, total: float) -> list[Task]:
+    """The tasks with their arithmetic, whichever trains their module faster here, and with their part of `total` seconds of wall time on
+    all cores, shared so that every network sees the same number of images.
 
     Networks that are quick to train get at least the time for a floor of images, so that a short run on a busy machine still delivers
     trained ones: such a run takes longer than planned.
@@ -60,17 +63,31 @@ def share_seconds(modules: Sequence[nn.Module], shape: tuple[int, int, int], bat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        costs = [_step_seconds(module, shape, min(batch, _PROBE)) for module in modules]
+        found = [quickest(module, shape, min(batch, _PROBE)) for module in modules]
     finally:
         torch.set_num_threads(threads)
+    costs = [seconds for _, seconds in found]
     workers = min(cores(), len(modules))
     shares = [workers * total * cost / sum(costs) for cost in costs]
     floors = [min(_FLOOR_SECONDS, _FLOOR_IMAGES * cost / min(batch, _PROBE)) for cost in costs]
     # no network can be spread over workers: none gets more than the whole time
-    return [max(min(share, total), floor) for share, floor in zip(shares, floors, strict=True)]
+    return [
+        replace(task, arithmetic=name, seconds=max(min(share, total), floor))
+        for task, (name, _), share, floor in zip(tasks, found, shares, floors, strict=True)
+    ]
 
 
-def _step_seconds(module: nn.Module, shape: tuple[int, int, int], batch: int) -> float:
+def quickest(module: nn.Module, shape: tuple[int, int, int], batch: int) -> tuple[str, float]:
+    """The arithmetic that trains `module` faster on this machine, and seconds of its step; bf16 must save a tenth to be chosen."""
+    plain = _step_seconds(module, shape, batch, "fp32")
+    try:
+        mixed = _step_seconds(module, shape, batch, "bf16")
+    except RuntimeError:  # a user's own layers need not take both
+        return "fp32", plain
+    return ("bf16", mixed) if mixed < 0.9 * plain else ("fp32", plain)
+
+
+def _step_seconds(module: nn.Module, shape: tuple[int, int, int], batch: int, name: str) -> float:
     """Seconds of one forward and backward pass; weights and statistics stay as they are."""
     import copy
 
@@ -81,7 +98,7 @@ def _step_seconds(module: nn.Module, shape: tuple[int, int, int], batch: int) ->
     with quick_depthwise(probe):
         for _ in range(5):
             start = time.perf_counter()
-            probe(x).sum().backward()
+            forward(name, probe, x).sum().backward()
             times.append(time.perf_counter() - start)
     return min(times)
 
@@ -173,7 +190,7 @@ def _work(folder: str, text: str, parent: int) -> None:
     if task.start == "supernet":
         load_weights(job.net, job.folder / "checkpoints" / "supernet.safetensors")
     module = module_of(job, task)
-    training = fit_module(job, task.name, module, seconds=task.seconds, start=task.start)
+    training = fit_module(job, task, module)
 
     write_json(trained(job, task.name).with_suffix(".json"), training)
     save_weights(module, trained(job, task.name))

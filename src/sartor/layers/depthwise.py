@@ -24,6 +24,9 @@ from torch.nn import functional as F
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """`F.conv2d` of `x` (batch, channels, H, W) with `weight` (channels, 1, k, k), odd k, padding `k // 2`, one group a channel."""
+    if torch.is_autocast_enabled("cpu"):  # a product of few terms gains nothing from bf16, and its gradients lose much
+        with torch.autocast("cpu", enabled=False):
+            return depthwise_conv2d(x.float(), weight.float(), stride)
     trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if trained and (stride == 1 or weight.shape[-1] > min(3, *x.shape[2:])):
         return _Depthwise.apply(x, weight, stride)  # type: ignore[no-any-return,no-untyped-call]  # torch leaves apply untyped

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
+from sartor.recipes.arithmetic import check, forward
 from sartor.recipes.checkpoint import LoadReport, load_weights
 from sartor.recipes.loop import Augment, Loop, Moment, Optimisation, steps_per_epoch
 from sartor.recipes.loss import as_target, classification_loss, distillation_loss, soft_targets
@@ -61,6 +62,7 @@ def sandwich_step(
     label_smoothing: float = 0.0,
     drop_path: float = 0.0,
     temperature: float = 1.0,
+    arithmetic: str = "fp32",
     pool: Executor | None = None,
 ) -> float:
     """Accumulate the gradients of one sandwich step and return the largest net's loss.
@@ -68,9 +70,10 @@ def sandwich_step(
     The largest net learns from the labels `y`, with `label_smoothing` and `drop_path`; the nets of `others` learn only from its
     soft predictions, without regularisation (Yu et al. 2020, section 3.1). No gradient reaches the largest net through them. Gradients
     are summed over the nets, one backward each, so that memory holds one net's activations at a time; with a `pool` of threads, the nets
-    run side by side (small operations gain nothing from several threads each), and the sum is the same to the bit.
+    run side by side (small operations gain nothing from several threads each), and the sum is the same to the bit. Forward passes are in
+    the `arithmetic` of :mod:`sartor.recipes.arithmetic`.
     """
-    logits = net(x, net.largest if largest is None else largest, drop_path)
+    logits = forward(arithmetic, net, x, net.largest if largest is None else largest, drop_path)
     loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing)
     targets = soft_targets(logits, temperature)
     if pool is None:
@@ -78,17 +81,17 @@ def sandwich_step(
         worst = total = loss.item()
         del logits, loss
         for arch in others:
-            student = distillation_loss(net(x, arch, 0.0), targets, temperature)
+            student = distillation_loss(forward(arithmetic, net, x, arch, 0.0), targets, temperature)
             student.backward()
             total += student.item()
     else:
-        worst, total = _side_by_side(net, x, loss, others, targets, temperature, pool)
+        worst, total = _side_by_side(net, x, loss, others, targets, temperature, arithmetic, pool)
     # NaN in any net must be seen; otherwise the loss of the largest is the readable one
     return worst if total - total == 0.0 else total
 
 
 def _side_by_side(
-    net: Supernet, x: Tensor, loss: Tensor, others: list[Arch], targets: Tensor, temperature: float, pool: Executor
+    net: Supernet, x: Tensor, loss: Tensor, others: list[Arch], targets: Tensor, temperature: float, arithmetic: str, pool: Executor
 ) -> tuple[float, float]:
     """Backward of the largest net and the steps of the others, each in a thread. Gradients are added afterwards, in the order of the nets:
     adding to ``.grad`` from several threads at once would be a race."""
@@ -96,7 +99,7 @@ def _side_by_side(
 
     def one(arch: Arch | None) -> tuple[float, tuple[Tensor | None, ...]]:
         with torch.enable_grad():  # the mode belongs to a thread
-            found = loss if arch is None else distillation_loss(net(x, arch, 0.0), targets, temperature)
+            found = loss if arch is None else distillation_loss(forward(arithmetic, net, x, arch, 0.0), targets, temperature)
             return found.item(), torch.autograd.grad(found, weights, allow_unused=True)
 
     losses = []
@@ -136,6 +139,7 @@ def train_sandwich(
     initial: str | Path | Mapping[str, Tensor] | None = None,
     augment: Augment | None = None,
     channels_last: bool = True,
+    arithmetic: str = "fp32",
     workers: int = 1,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -158,6 +162,7 @@ def train_sandwich(
         sampler: draws sub-nets; uniform over architectures by default, see :func:`sartor.recipes.sampler.stratified_sampler`.
         initial: weights to start from (safetensors file or mapping); where shapes differ the overlap is copied and the result's `initial`
             says so. Ignored when a checkpoint is resumed.
+        arithmetic: "fp32", or "bf16" for the products, see :mod:`sartor.recipes.arithmetic`.
         workers: nets of a step that run side by side, in a thread each; the result is the same.
         checkpoint: file to save to every `checkpoint_seconds`, and to resume from if it exists; bit for bit on one thread.
 
@@ -171,6 +176,7 @@ def train_sandwich(
             raise UserError(f"{key}= must be in [0, 1), got {share}")
     if temperature <= 0:
         raise UserError(f"temperature= must be positive, got {temperature}")
+    check(arithmetic)
     supernet: Supernet = _supernet(net)
     draw = sampler or uniform_sampler(supernet.space)
     resumed = checkpoint is not None and Path(checkpoint).is_file()
@@ -181,8 +187,9 @@ def train_sandwich(
         others = [] if moment.fraction < largest_only else [smallest, *(draw(moment.rng) for _ in range(random_nets))]
         rate = drop_path * moment.fraction
         return sandwich_step(
-            supernet, x, y, others, largest=largest, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature, pool=pool
-        )
+            supernet, x, y, others, largest=largest, label_smoothing=label_smoothing, drop_path=rate, temperature=temperature,
+            arithmetic=arithmetic, pool=pool,
+        )  # fmt: skip
 
     per_epoch = steps_per_epoch(data.train, batch)
     loop = Loop(
@@ -203,6 +210,7 @@ def train_sandwich(
             "drop_path": drop_path,
             "temperature": temperature,
             "channels_last": channels_last,
+            "arithmetic": arithmetic,
         },
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,

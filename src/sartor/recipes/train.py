@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sartor.errors import UserError
 from sartor.layers.depthwise import quick_depthwise
+from sartor.recipes.arithmetic import check, forward
 from sartor.recipes.bn import calibrate_bn
 from sartor.recipes.evaluate import first_images, validation_accuracy
 from sartor.recipes.loop import Augment, Loop, Moment, Optimisation, steps_per_epoch
@@ -53,6 +54,7 @@ def train(
     augment: Augment | None = None,
     mixup: float = 0.0,
     channels_last: bool = True,
+    arithmetic: str = "fp32",
     validate: bool = True,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -74,6 +76,7 @@ def train(
             with ``T = temperature`` (Hinton et al. 2015). The teacher runs in eval mode on the same augmented images.
         augment: a policy of :mod:`sartor.data.augment` (crop, flip, cutout), e.g. ``default_policy(data)``.
         mixup: parameter of the beta distribution of :func:`sartor.data.mixup`; 0 for none.
+        arithmetic: "fp32", or "bf16" for the products, see :mod:`sartor.recipes.arithmetic`.
         checkpoint: file to save to every `checkpoint_seconds`, and to resume from if it exists.
 
     Raises:
@@ -83,12 +86,13 @@ def train(
         raise UserError(f"label_smoothing= must be in [0, 1), got {label_smoothing}")
     if not 0.0 <= distillation <= 1.0 or temperature <= 0:
         raise UserError(f"expected distillation= in [0, 1] and temperature= > 0, got {distillation} and {temperature}")
+    check(arithmetic)
     per_epoch = steps_per_epoch(data.train, batch)
     if teacher is not None:
         teacher.eval()
 
     def compute(x: Tensor, y: Tensor, moment: Moment) -> float:
-        logits = module(x)
+        logits = forward(arithmetic, module, x)
         loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing)
         if teacher is not None:
             with torch.no_grad():
@@ -118,6 +122,7 @@ def train(
             "temperature": temperature,
             "distillation": distillation,
             "channels_last": channels_last,
+            "arithmetic": arithmetic,
         },
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
