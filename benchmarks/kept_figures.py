@@ -113,7 +113,7 @@ def fronts(kept_rows: dict[str, list[Row]]) -> list[str]:
 
 
 def _verdict(medians: dict[str, dict[int, float]]) -> list[str]:
-    """`bayes` beside the bars of issue 4, where it and a peer were run."""
+    """`bayes` beside its targets, where it and a peer were run."""
     mine = medians.get("bayes")
     peers = {name: share for name in medians for part, share in SHARES.items() if name.startswith(part)}
     if mine is None or not peers:

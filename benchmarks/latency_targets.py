@@ -102,7 +102,7 @@ def on_supernet(method: str, known: dict[str, np.ndarray], target: float, option
 
 
 def judge(rows: list[dict[str, Any]]) -> list[str]:
-    """The figures of issue 5's acceptance for each method."""
+    """What the derived networks came to, for each method, beside the targets."""
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]

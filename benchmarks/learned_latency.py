@@ -31,7 +31,7 @@ from sartor.predictors.latency.transfer import learn_prior
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 SOURCES = ("1080ti_1", "1080ti_32", "1080ti_256", "silver_4114", "silver_4210r", "samsung_a50", "pixel3", "essential_ph_1", "samsung_s7")
-EARLIER = {"raspi4": (0.73, 0.35, 0.54), "pixel3": (0.75, 0.35, 0.54)}  # of issue 3: 12,000 cells, a process on 200 (both devices)
+EARLIER = {"raspi4": (0.73, 0.35, 0.54), "pixel3": (0.75, 0.35, 0.54)}  # measured before: 12,000 cells, a process on 200 (both devices)
 TARGET, COVERAGE = 0.60, (0.88, 0.93)
 CEILING_CELLS = 12000
 POOL = 2000

@@ -113,7 +113,8 @@ function details(net) {
     fact(metric.label, text);
   }
   if (net.training.from) {
-    const epochs = known(net.training.epochs) ? `, ${net.training.epochs} epochs` : "";
+    let epochs = known(net.training.epochs) ? `, ${net.training.epochs} epochs` : "";
+    if (net.training.arithmetic === "bf16") epochs += ", products in bf16";
     fact("Trained", `${net.training.from === "supernet" ? "weights taken from the supernet" : `from ${net.training.from}`}${epochs}`);
   }
   const parts = [element("h3", `${net.name} (${KINDS[net.kind].label})`)];
