@@ -58,7 +58,7 @@ def test_another_process_without_sartor_computes_the_same_bits(nets: dict[str, n
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("space", ["mobile", "catalogue"])
+@pytest.mark.parametrize("space", ["mobile", "catalogue", "nasbench201", "nasnet", "macro", "branches"])
 def test_extracted_networks(space: str) -> None:
     net = build(space, SHAPE, 5)
     rng = np.random.default_rng(0)

@@ -139,13 +139,25 @@ class Expressions:
         return ", ".join([*(self.value(a) for a in args), *(f"{k}={self.value(v)}" for k, v in kwargs.items())])
 
 
+def holder(module: nn.Module) -> type[nn.ModuleList] | type[nn.ModuleDict] | None:
+    """The container that stands for a bare `nn.Module` with children, else None.
+
+    torch.fx keeps a ModuleList, or a module whose forward it looked into, as a bare one, with its children in the order of their first
+    use and without those that are not used. A dictionary keeps names and order, and with them the state dict.
+    """
+    names = list(module._modules)
+    if type(module) is not nn.Module or not names:
+        return None
+    return nn.ModuleList if names == [str(i) for i in range(len(names))] else nn.ModuleDict
+
+
 def reference(root: nn.Module, path: str) -> str:
     """`self.blocks[0].conv` for the path `blocks.0.conv`."""
     text, here = "self", root
     for part in path.split("."):
-        if part.isdigit() and isinstance(here, (nn.Sequential, nn.ModuleList)):
+        if part.isdigit() and (isinstance(here, (nn.Sequential, nn.ModuleList)) or holder(here) is nn.ModuleList):
             text += f"[{part}]"
-        elif isinstance(here, nn.ModuleDict):
+        elif isinstance(here, nn.ModuleDict) or holder(here) is nn.ModuleDict:
             text += f'["{part}"]'
         else:
             text += f".{part}"

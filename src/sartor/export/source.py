@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sartor.errors import UserError
-from sartor.export.code import Expressions, constructor, literal
+from sartor.export.code import Expressions, constructor, holder, literal
 from sartor.export.files import write_atomic
 
 LINE = 120
@@ -115,16 +115,16 @@ class _Writer:
 
     def expression(self, module: nn.Module, path: str, depth: int) -> str:
         """The expression that builds `module`; lines after the first are indented for `depth`."""
-        if _is_container(module):
+        if _is_container(module) or holder(module) is not None:
             return self._container(module, path, depth)
         if _is_layer(module):
             return constructor(module)
         return f"{self.add_class(module, path)}()"
 
     def _container(self, module: nn.Module, path: str, depth: int) -> str:
-        kind = next(k.__name__ for k in _CONTAINERS if isinstance(module, k))
+        kind = (holder(module) or next(k for k in _CONTAINERS if isinstance(module, k))).__name__
         children = list(module.named_children())
-        named = isinstance(module, nn.ModuleDict) or [n for n, _ in children] != [str(i) for i in range(len(children))]
+        named = kind == "ModuleDict" or [n for n, _ in children] != [str(i) for i in range(len(children))]
         parts = []
         for name, child in children:
             inner = f"{path}.{name}" if path else name
