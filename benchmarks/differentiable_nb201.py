@@ -10,7 +10,8 @@ their epochs. None was chosen on the table. Beside the methods stand:
     random-n     n cells drawn at random, each trained alone on the same images for 1/n of the time; the best on the validation images
     one random cell, its mean over the benchmark, and the cell with most parameters
 
-Each run is a process of its own, so that its peak memory (resident set, everything included) is its own.
+Each run is a process of its own, so that its peak memory (resident set, everything included) is its own. Finished runs are kept in
+benchmarks/results, one file each, from which a call elsewhere goes on; checkpoints of unfinished ones lie in --out.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FAMILY = (
 )  # fmt: skip
 RANDOM = "random-n"
 CELLS_ALONE = 8
+RESULTS = Path(__file__).resolve().parent / "results" / "differentiable-nb201"
 SKIP = 1  # index of skip_connect among the benchmark's operations
 
 
@@ -56,7 +58,7 @@ def network(data: Any, options: argparse.Namespace, seed: int, cells: int = 1) -
     return NasBench201(data.input_shape, len(data.classes), channels=options.channels, cells=cells)
 
 
-def one(name: str, seed: int, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+def one(name: str, seed: int, options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     """Run one method in this process; everything that the report needs."""
     import resource
 
@@ -64,6 +66,7 @@ def one(name: str, seed: int, options: argparse.Namespace, path: Path) -> dict[s
 
     from sartor.benchmarks import nasbench201
     from sartor.data import default_policy
+    from sartor.hardware.device import host
 
     torch.set_num_threads(options.threads)
     data = subset(options)
@@ -72,10 +75,10 @@ def one(name: str, seed: int, options: argparse.Namespace, path: Path) -> dict[s
     if name == RANDOM:
         arch, extra = alone(net, data, common)
     else:
-        arch, extra = searched(name, net, data, options, {**common, "checkpoint": path.with_suffix(".safetensors")})
+        arch, extra = searched(name, net, data, options, {**common, "checkpoint": checkpoint})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     found = {"method": name, "seed": seed, "cell": nasbench201.to_string(arch), "index": nasbench201.index_of(arch), "peak_bytes": peak}
-    return {**found, "wall_seconds": time.perf_counter() - begun, **extra}
+    return {**found, "cpu": host("fp32", options.threads).cpu, "wall_seconds": time.perf_counter() - begun, **extra}
 
 
 def searched(name: str, net: Any, data: Any, options: argparse.Namespace, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -130,7 +133,7 @@ def report(folder: Path) -> str:
     params = table("nasbench201").column("cifar10_params")
     connected = nasbench201.connected()
     rows: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.result.json")):
+    for path in sorted(folder.glob("*-*.json")):
         row = json.loads(path.read_text(encoding="utf-8"))
         rows.setdefault(row["method"], []).append(row)
     lines = [
@@ -166,7 +169,8 @@ def write(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/differentiable-nb201")
+    parser.add_argument("--out", type=Path, default=Path("runs/differentiable-nb201"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs (default: in benchmarks/results)")
     parser.add_argument("--methods", nargs="+", default=[RANDOM, *FAMILY], choices=[RANDOM, *FAMILY])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=240.0, help="of each search")
@@ -178,21 +182,21 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only print the table")
     parser.add_argument("--one", nargs=2, metavar=("METHOD", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = Path(options.out) / f"{options.seconds:g}s-{options.images}-{options.size}-{options.channels}"
+    setting = f"{options.seconds:g}s-{options.images}-{options.size}-{options.channels}"
+    folder = options.results / setting
     folder.mkdir(parents=True, exist_ok=True)
     if options.one:
         name, seed = options.one[0], int(options.one[1])
-        path = folder / f"{name}-{seed}.result.json"
-        write(path, json.dumps(one(name, seed, options, path), indent=1) + "\n")
+        checkpoint = options.out / setting / f"{name}-{seed}.safetensors"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        write(folder / f"{name}-{seed}.json", json.dumps(one(name, seed, options, checkpoint)) + "\n")
         return
     for seed in range(0 if options.report else options.seeds):
         for name in options.methods:
-            if not (folder / f"{name}-{seed}.result.json").is_file():
+            if not (folder / f"{name}-{seed}.json").is_file():
                 print(f"{name}, seed {seed}", flush=True)
                 subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name, str(seed)], check=True)
-    text = report(folder)
-    write(folder / "table.md", text + "\n")
-    print(text)
+    print(report(folder))
 
 
 if __name__ == "__main__":

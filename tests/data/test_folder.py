@@ -82,7 +82,7 @@ def test_mixed_sizes_are_refused_unless_a_size_is_given(tmp_path: Path) -> None:
     draw(tmp_path / "bee" / "large.png", 50, size=(40, 20))
     with pytest.raises(
         UserError,
-        match=r"2 sizes \(10 of 11 images are 6x4, bee/large.png is not\); pass size= to resize them \(--input-size, for example 4\)",
+        match=r"2 sizes \(10 of 11 images are 6x4, bee/large.png is not\); --input-size resizes them \(size= in Python\), for example 4",
     ):
         load(tmp_path)
     data = load(tmp_path, size=(8, 5))

@@ -107,7 +107,7 @@ def test_splits_of_different_sizes_need_a_size() -> None:
     rng = np.random.default_rng(0)
     large, small = (rng.integers(0, 255, (30, 1, side, side)).astype(np.uint8) for side in (9, 6))
     mixed = Source("toy", (large, np.arange(30) % 2), test=(small, np.arange(30) % 2))
-    with pytest.raises(UserError, match=r"test split: images must be .* pass size="):
+    with pytest.raises(UserError, match=r"test split: images must be .* --input-size"):
         make(mixed)
     assert make(mixed, size=(4, 4)).read_test().shape == (1, 4, 4)
     with pytest.raises(UserError, match="test split: images must be of 1 channels as in training"):

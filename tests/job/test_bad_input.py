@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from sartor import cli
+from sartor.hardware.cache import table_path
 from sartor.hardware.device import host
 from sartor.hardware.table import LatencyTable
-from sartor.job.context import table_path
 
 Say = Callable[..., str]
 

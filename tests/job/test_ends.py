@@ -214,6 +214,7 @@ def test_screening_looks_at_ten_thousand_and_keeps_the_front(request_for: Reques
     request.save()
     job = Job(request, Path(request.out))
     seen: list[np.ndarray] = []
+    asked: list[float] = []
 
     class Guess:
         quality: dict[str, float] = {}
@@ -225,20 +226,23 @@ def test_screening_looks_at_ten_thousand_and_keeps_the_front(request_for: Reques
 
     def predicted(self: Job, arch: Mapping[str, int]) -> dict[str, float]:
         costs = self.net.costs(arch)
+        asked.append(costs["macs"])
         return {**costs, **timings(costs["macs"] / 1e6)}
 
     monkeypatch.setattr(explore, "_learn", lambda job, accuracy: Guess())
     monkeypatch.setattr(Job, "predicted", predicted)
     front = explore.screen(job, None)  # type: ignore[arg-type]
-    (rows,) = seen
+    rows, calls = np.vstack(seen), len(seen)
     assert 9_900 <= len(rows) == len(np.unique(rows, axis=0)) <= 10_002
+    drawn, bred = (np.array(part) <= 500_000 for part in (asked[: len(seen[0])], asked[len(seen[0]) :]))
+    assert 4_900 <= len(drawn) <= 5_002 and bred.mean() > min(0.9, 2 * drawn.mean())  # half are bred from those that fit
     assert len(front) == 100 == len(set(front)) and all(arch in job.net.space for arch in front)
-    pool = {tuple(row): float(guess) for row, guess in zip(rows, np.random.default_rng(0).random(len(rows)), strict=True)}
+    pool = {tuple(row): guess for part in seen for row, guess in zip(part, np.random.default_rng(0).random(len(part)), strict=True)}
     costs = {tuple(row): job.net.costs(arch)["macs"] for row, arch in zip(job.net.space.encode(front), front, strict=True)}
     assert max(costs.values()) <= 500_000  # feasible ones are many, and come first
     best = max(pool[row] for row in costs)
     assert best > 0.99  # of thousands that fit, the most accurate guess is kept
-    assert explore.screen(job, None) == front and len(seen) == 1  # type: ignore[arg-type]  # resumed: not screened again
+    assert explore.screen(job, None) == front and len(seen) == calls  # type: ignore[arg-type]  # resumed: not screened again
 
 
 def test_phases_do_not_overlap_so_that_no_time_is_counted_twice(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,9 @@ def check_pair(images: Pixels, labels: Labels, what: str, *, shape: tuple[int, .
         raise UserError(f"{what}: images and labels must be equally many, got {len(images)} images and {len(labels)} labels")
     if shape is not None and images.shape[1 : 1 + len(shape)] != shape:
         needed = f"{shape} (channels, height, width)" if len(shape) == 3 else f"of {shape[0]} channels"
-        raise UserError(f"{what}: images must be {needed} as in training, got {images.shape[1:]}; pass size= (--input-size) to resize them")
+        raise UserError(
+            f"{what}: images must be {needed} as in training, got {images.shape[1:]}; --input-size (size= in Python) resizes them"
+        )
     if classes is not None and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         bad = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
         raise UserError(f"{what}: labels must be from 0 to {classes - 1} as in training, got {bad}")

@@ -119,7 +119,7 @@ def _common(root: Path, paths: Sequence[Path], size: tuple[int, int] | None) -> 
         other = next(path for path, header in zip(paths, known, strict=True) if header.size != common)
         raise UserError(
             f"{root}: all images must have one size, got {len(sizes)} sizes ({count} of {len(paths)} images are {common[1]}x{common[0]},"
-            f" {other.relative_to(root)} is not); pass size= to resize them (--input-size, for example {common[0]})"
+            f" {other.relative_to(root)} is not); --input-size resizes them (size= in Python), for example {common[0]}"
         )
     height, width = size or known[0].size
     grey = all(header.grey for header in known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,6 +18,7 @@ from sartor.export.onnx import to_onnx
 from sartor.export.quantize import quantisation, quantize
 from sartor.goals import QUIET, Goals, Limit
 from sartor.hardware.arena import place
+from sartor.hardware.cache import table_path
 from sartor.hardware.cost import CostModel, Factor
 from sartor.hardware.device import Identity
 from sartor.hardware.devices import HOST, find
@@ -40,12 +40,6 @@ from sartor.spaces.mobile import MobileNet
 Progress = Callable[[str, int, int], None]
 #: Metrics that are known of an exported file only.
 OF_FILES = ("file_bytes", "quantisation_error")
-
-
-def table_path(identity: Identity) -> Path:
-    """Where the latency table of a device lies: one file for each device, runtime, version, precision and thread count."""
-    base = os.environ.get("SARTOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sartor"
-    return Path(base) / "tables" / f"{identity.fingerprint}.sqlite"
 
 
 def silent(what: str, done: int, total: int) -> None:

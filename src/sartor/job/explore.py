@@ -6,7 +6,7 @@ import itertools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from sartor import pareto, run
-from sartor.arch import Arch
+from sartor.arch import Arch, Space
 from sartor.errors import UserError
 from sartor.evaluators.supernet import SupernetEvaluator
 from sartor.goals import Goals
@@ -150,34 +150,68 @@ def load_weights(module: Any, path: Path) -> None:
 
 # -- screening: a predictor looks at 10,000 architectures ----------------------------------------------------------------
 
+_BREEDINGS = 5  # generations that half of the screened architectures come from
+
 
 def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
     """The documents' first stage: learn accuracy from some sub-nets, predict it for 10,000, keep the 100 on or next to the front. A space
-    that is not larger than those is handed on whole."""
+    that is not larger than those is handed on whole.
+
+    Half of the 10,000 are drawn at random, the others bred from the best so far: draws are dense where most architectures are, and few
+    lie near a tight limit or at the ends of the front.
+    """
     if "screen" in job.state:
         return [job.canonical(arch) for arch in job.state["screen"]["front"]]
     if job.net.space.size <= job.plan.front:
         return list(job.net.space)
     predictor = _learn(job, accuracy)
     with job.state.timing("screen"):
-        rng = job.rng(4)
-        draws = (job.net.space.sample(rng) for _ in range(job.plan.screened))
-        pool = list(dict.fromkeys([job.net.largest, job.net.smallest, *draws]))  # no set: its order changes from process to process
-        guesses: list[dict[str, float]] = []
-        means, _ = predictor.predict(job.net.space.encode(pool))
-        for number, (arch, mean) in enumerate(zip(pool, means, strict=True)):
-            guesses.append({**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), **dict.fromkeys(OF_FILES, 0.0)})
-            if number % 500 == 0:
-                job.progress("screen", number, len(pool))
-        job.progress("screen", len(pool), len(pool))
-        goals = _without_file(job.goals)
-        values = np.array([goals.values(g) for g in guesses])
-        violations = np.array([goals.violation(g) for g in guesses])
-        kept = pareto.survivors(values, min(job.plan.front, len(pool)), violations)
-    front = [pool[int(i)] for i in kept]
+        space, rng, most = job.net.space, job.rng(4), job.plan.screened
+        guesses: dict[Arch, dict[str, float]] = {}
+        front: list[Arch] = []
+        draws = (space.sample(rng) for _ in range(most // 2))
+        news = list(dict.fromkeys([job.net.largest, job.net.smallest, *draws]))  # no set: its order changes from process to process
+        for _ in range(_BREEDINGS + 1):
+            if news:
+                guesses.update(_guesses(job, predictor, news, len(guesses)))
+                front = _survivors(job, {arch: guesses[arch] for arch in (*front, *news)})
+            news = _children(space, front, guesses, most // (2 * _BREEDINGS), rng)
+        job.progress("screen", most, most)
     quality = {k: v for k, v in predictor.quality.items() if isinstance(v, int | float | str)}
     job.state.put("screen", {"front": [dict(a) for a in front], "predictor": quality})
     return front
+
+
+def _guesses(job: Job, predictor: Predictor, archs: list[Arch], done: int) -> dict[Arch, dict[str, float]]:
+    """What is predicted of new architectures, after `done` others."""
+    found = {}
+    means, _ = predictor.predict(job.net.space.encode(archs))
+    for number, (arch, mean) in enumerate(zip(archs, means, strict=True)):
+        found[arch] = {**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), **dict.fromkeys(OF_FILES, 0.0)}
+        if number % 500 == 0:
+            job.progress("screen", done + number, job.plan.screened)
+    return found
+
+
+def _survivors(job: Job, guesses: Mapping[Arch, dict[str, float]]) -> list[Arch]:
+    """The most promising, as NSGA-II chooses its parents."""
+    goals, archs = _without_file(job.goals), list(guesses)
+    values = np.array([goals.values(guess) for guess in guesses.values()])
+    violations = np.array([goals.violation(guess) for guess in guesses.values()])
+    return [archs[int(i)] for i in pareto.survivors(values, min(job.plan.front, len(archs)), violations)]
+
+
+def _children(space: Space, parents: Sequence[Arch], known: Mapping[Arch, Any], count: int, rng: np.random.Generator) -> list[Arch]:
+    """`count` new architectures by crossover and mutation; fewer where four times as many tries do not find them."""
+    found: dict[Arch, None] = {}
+    for _ in range(4 * count):
+        a, b = (parents[int(i)] for i in rng.integers(0, len(parents), 2))
+        child = space.mutate(space.crossover(a, b, rng), rng)
+        if child not in known:
+            found[child] = None
+        if len(found) == count:
+            break
+    return list(found)
 
 
 def _without_file(goals: Goals) -> Goals:

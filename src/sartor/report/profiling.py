@@ -7,7 +7,6 @@ every figure that comes from one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from sartor.errors import UserError
 
 if TYPE_CHECKING:
-    from sartor.hardware.device import Identity
     from sartor.hardware.graph import OpGraph
     from sartor.hardware.memory import Moment
     from sartor.hardware.roofline import OpTime, Roofline
@@ -189,16 +187,12 @@ def host_roofline(precision: str, threads: int, spec: Any = None) -> Roofline:
     return model
 
 
-def _roofline_file(key: str, precision: str, threads: int) -> Path:
-    base = os.environ.get("SARTOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sartor"
-    return Path(base) / "rooflines" / f"{key}-{precision}-{threads}.json"
-
-
 def save_roofline(model: Roofline, key: str, threads: int = 1) -> Path:
     """Keep a model for a device: `key` is its name, or the fingerprint of this machine's identity."""
+    from sartor.hardware.cache import roofline_path
     from sartor.report.files import write_atomically
 
-    path = _roofline_file(key, model.precision, threads)
+    path = roofline_path(key, model.precision, threads)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(model.to_json()).encode())
     return path
@@ -206,9 +200,10 @@ def save_roofline(model: Roofline, key: str, threads: int = 1) -> Path:
 
 def load_roofline(key: str, precision: str, threads: int = 1) -> Roofline | None:
     """The model kept for a device, None when there is none that can be read."""
+    from sartor.hardware.cache import roofline_path
     from sartor.hardware.roofline import Roofline
 
-    path = _roofline_file(key, precision, threads)
+    path = roofline_path(key, precision, threads)
     try:
         return Roofline.from_json(json.loads(path.read_text()))
     except (OSError, ValueError, UserError):
@@ -219,10 +214,11 @@ def _table(graph: OpGraph, bench: Device, precision: str, threads: int) -> dict[
     """What the device's latency table says, and how good it was on networks left out of its calibration. None without entries."""
     if precision not in ("fp32", "int8"):
         return None
+    from sartor.hardware.cache import table_path
     from sartor.hardware.table import LatencyTable
 
     identity = bench.identity(precision, threads)
-    path = _table_path(identity)
+    path = table_path(identity)
     if not path.is_file():
         return None
     table = LatencyTable(path, identity)
@@ -235,11 +231,6 @@ def _table(graph: OpGraph, bench: Device, precision: str, threads: int) -> dict[
     found = table.calibration.quality
     verdict = "unknown: it was not calibrated on measured networks" if found is None else _verdict(found)
     return {"latency_ms": latency_ms, "quality": None if found is None else asdict(found), "verdict": verdict}
-
-
-def _table_path(identity: Identity) -> Path:
-    base = os.environ.get("SARTOR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sartor"
-    return Path(base) / "tables" / f"{identity.fingerprint}.sqlite"
 
 
 def _verdict(found: Any) -> str:

@@ -202,6 +202,8 @@ def print_profile(profile: Record, out: Console) -> None:
         f"{profile['file']}: {milliseconds(latency['p50'])} ms (95 % interval {interval}, p90 {milliseconds(latency['p90'])}), "
         f"{profile['threads']} thread(s), {latency['runs']} runs{', noisy: the machine was busy' if latency['noisy'] else ''}.",
     )
+    if not layers:  # an agent times whole files
+        return
     total = sum(layer["latency_us"] for layer in layers) or 1.0
     rows = [[layer["name"], f"{layer['latency_us']:.1f}", f"{100 * layer['latency_us'] / total:.1f} %"] for layer in layers]
     out.print()
