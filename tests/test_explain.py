@@ -57,6 +57,14 @@ def test_an_interaction_belongs_to_the_pair() -> None:
     assert next(iter(found.pairs)) == ("p", "q") and found.pairs["p", "q"] > 0.7 and len(found.pairs) == 3
 
 
+def test_a_whole_small_space_leaves_nothing_to_chance() -> None:
+    """Two choices that add up have half of the variance each and no interaction, also where a space has only a few architectures."""
+    space = Space({"p": list(range(4)), "q": list(range(4))})
+    found = explain(space, history(space, lambda arch: float(arch["p"] + arch["q"]), count=16), "accuracy")
+    assert found.importance == pytest.approx({"p": 0.5, "q": 0.5}, abs=0.02)
+    assert found.pairs["p", "q"] < 0.02
+
+
 def test_a_biased_history_is_explained_over_the_whole_space() -> None:
     """A search that stopped varying `a` at its best still knows what `a` does."""
     every = history(SPACE, additive, count=72)

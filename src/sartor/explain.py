@@ -75,11 +75,12 @@ def explain(space: Space, trials: Sequence[Trial], metric: str, *, pairs: int = 
     predicted, r2 = _process(space, known, metric, archs)
     states = {name: _states(space, archs, name) for name in space.choices}
     total = float(predicted.var())
-    alone = {name: _explained(codes, predicted) / total if total > 0 else 0.0 for name, codes in states.items()}
+    drawn = space.size > len(archs)
+    alone = {name: _explained(codes, predicted, drawn) / total if total > 0 else 0.0 for name, codes in states.items()}
     together: dict[tuple[str, str], float] = {}
     if pairs > 0 and total > 0:
         for a, b in itertools.combinations([name for name in states if states[name].max() != states[name].min()], 2):
-            joint = _explained(states[a] * (len(space.choices[b]) + 1) + states[b], predicted) / total
+            joint = _explained(states[a] * (len(space.choices[b]) + 1) + states[b], predicted, drawn) / total
             together[a, b] = max(0.0, joint - alone[a] - alone[b])
     return Explanation(
         importance=dict(sorted(alone.items(), key=lambda item: -item[1])),
@@ -138,14 +139,19 @@ def _states(space: Space, archs: Sequence[Arch], name: str) -> NDArray[np.int64]
     return np.array([arch[name] if name in space.active(arch) else off for arch in archs], dtype=np.int64)
 
 
-def _explained(codes: NDArray[np.int64], values: Floats) -> float:
-    """Variance of the conditional means of `values` given `codes`, less what chance adds to it in a sample; not below 0."""
+def _explained(codes: NDArray[np.int64], values: Floats, drawn: bool) -> float:
+    """Variance of the conditional means of `values` given `codes`; not below 0.
+
+    Where the architectures are `drawn`, less what chance adds to it: of a whole space, each mean is known, and chance adds nothing.
+    """
     _, group = np.unique(codes, return_inverse=True)
     counts = np.bincount(group)
     if len(counts) == 1:
         return 0.0
     means = np.bincount(group, weights=values) / counts
     between = float((counts * (means - values.mean()) ** 2).sum()) / len(values)
+    if not drawn:
+        return between
     spare = len(values) - len(counts)
     within = float(((values - means[group]) ** 2).sum()) / spare if spare > 0 else 0.0
     return max(0.0, between - within * (len(counts) - 1) / len(values))
