@@ -50,7 +50,16 @@ def test_wilcoxon_by_hand() -> None:
     expected = math.erfc(27.5 / math.sqrt(96.25) / math.sqrt(2))
     assert wilcoxon(a, a + np.arange(1, 11)) == pytest.approx(expected)
     assert wilcoxon(a, a) == 1.0
-    assert wilcoxon(np.array([math.inf, *a]), np.array([1.0, *(a + np.arange(1, 11))])) == pytest.approx(expected)
+
+
+def test_a_strategy_that_mostly_chose_nothing_is_judged_by_that() -> None:
+    """An infinite regret is the largest difference there is: ten of them among ties, and ten of either sign beside finite pairs."""
+    inf, best = math.inf, np.arange(20) * 1.0
+    expected = wilcoxon(best, best + np.where(best < 10, 100.0, 0.0))
+    assert wilcoxon(best, np.where(best < 10, inf, best)) == pytest.approx(expected) and expected < 0.01
+    assert wilcoxon(np.full(8, inf), np.full(8, inf)) == 1.0
+    mixed = wilcoxon(np.array([inf, 2, 3, 5, inf, 9]), np.array([1, inf, 4, 5, inf, 6]))
+    assert mixed == pytest.approx(wilcoxon(np.array([101.0, 2, 3, 5, 5, 9]), np.array([1.0, 102, 4, 5, 5, 6])))
 
 
 def test_tests_find_a_difference_and_only_that() -> None:
