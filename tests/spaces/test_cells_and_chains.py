@@ -208,7 +208,15 @@ def test_a_string_says_what_is_built() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("conv_5x5", "expected layers"), ("max_pool:4/1 max_pool:4/1+1", "outputs 0 to 0"), ("conv_9x9:4/1", "9")]
+    ("text", "said"),
+    [
+        ("conv_5x5", "expected layers"),
+        ("max_pool:4/1 max_pool:4/1+1", "outputs 0 to 0"),
+        ("conv_9x9:4/1", "9"),
+        ("conv_3x5:4/1", "no option 'conv_3x5'"),
+        ("conv_3x3:4/1+,", "expected layers"),
+        ("max_pool_3x3:4/1", "'max_pool' takes no kernel"),
+    ],
 )
 def test_other_texts_are_no_chains(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):

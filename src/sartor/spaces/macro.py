@@ -28,7 +28,7 @@ from sartor.layers.conv import ConvBNAct, ElasticLinear
 
 _CONVOLUTIONS = ("conv", "sep_conv")
 OPS = (*_CONVOLUTIONS, "avg_pool", "max_pool")
-_LAYER = re.compile(r"(\w+?)(?:_(\d+)x\d+)?:(\d+)/(\d+)(?:\+([\d,]+))?")
+_LAYER = re.compile(r"(\w+?)(?:_(\d+)x\2)?:(\d+)/(\d+)(?:\+(\d+(?:,\d+)*))?", re.ASCII)
 
 
 def size_of(layers: int, kernels: int = 3, widths: int = 3, strides: int = 2) -> int:
@@ -60,6 +60,8 @@ def from_string(space: Space, text: str) -> Arch:
         if found is None:
             raise UserError(f"expected layers such as conv_5x5:32/2+0,1 or max_pool:16/1, got {word[:80]!r}")
         op, kernel, width, stride, extra = found.groups()
+        if kernel is not None and op not in _CONVOLUTIONS:
+            raise UserError(f"layer {i}: '{op}' takes no kernel, got {word!r}")
         labels |= {f"layer{i}.op": op, f"layer{i}.width": int(width), f"layer{i}.stride": int(stride)}
         if kernel is not None:
             labels[f"layer{i}.kernel"] = int(kernel)
