@@ -48,14 +48,15 @@ class Case:
 
 
 def parse_strategy(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings of `name` or `name:setting=value,setting=value`; a value is JSON (20, 0.5, true, null) or else text.
+    """Name and settings of `name` or `name:setting=value,setting=value`; a value is JSON (20, 0.5, true, null, a list, an
+    object) or else text.
 
     Raises:
         UserError: for a setting without `=`.
     """
     name, _, rest = text.strip().partition(":")
     settings: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in rest.split(","))):
+    for part in filter(None, (part.strip() for part in _parts(rest))):
         key, sign, value = part.partition("=")
         if not sign or not key.strip():
             raise UserError(f"strategy '{text}': expected NAME:SETTING=VALUE,SETTING=VALUE, got '{part}'")
@@ -64,6 +65,21 @@ def parse_strategy(text: str) -> tuple[str, dict[str, Any]]:
         except ValueError:
             settings[key.strip()] = value.strip()
     return name, settings
+
+
+def _parts(text: str) -> list[str]:
+    """`text` cut at its commas, but for those that belong to a JSON value: within brackets or quotes."""
+    parts, depth, quoted = [""], 0, False
+    for before, sign in zip(" " + text, text, strict=False):
+        if sign == '"' and before != "\\":
+            quoted = not quoted
+        elif not quoted:
+            depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and depth == 0 and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def spell_strategy(name: str, settings: dict[str, Any]) -> str:
@@ -94,8 +110,8 @@ def grid(
     Raises:
         UserError: for an unknown strategy, setting, task or device, limits that cannot be kept, and numbers below 1.
     """
-    numbers = range(seeds) if isinstance(seeds, int) else seeds
-    for what, value in (("seeds", len(numbers)), ("budget", budget), ("batch", batch)):
+    count, numbers = (seeds, range(seeds)) if isinstance(seeds, int) else (len(seeds), seeds)
+    for what, value in (("seeds", count), ("budget", budget), ("batch", batch)):
         if value < 1:
             raise UserError(f"{what}: expected a whole number of at least 1, but got {value}")
     spelled_limits = tuple(sorted({str(parse_limit(limit)) for limit in limits}))
@@ -103,14 +119,22 @@ def grid(
     tables = [group.tabular() for group in groups]
     if not tables:
         raise UserError("expected at least one task")
+    different = {table.goals: table for table in tables}.values()  # what a strategy can be made for depends on the goals alone
     spelled = []
     for text in strategies:
         name, settings = parse_strategy(text)
         spelled.append(spell_strategy(name, settings))
         if spelled[-1] in known:
             continue
-        try:
-            make_searcher(name, tables[0].space, tables[0].goals, **settings)
-        except TypeError as error:  # a setting of another type than the searcher takes
-            raise UserError(f"strategy '{text}': {error}") from error
+        for table in different:
+            _check(text, table, name, settings)
     return [Case(s, group, seed, budget, batch) for seed in numbers for group in groups for s in dict.fromkeys(spelled)]
+
+
+def _check(text: str, table: Tabular, name: str, settings: dict[str, Any]) -> None:
+    try:
+        make_searcher(name, table.space, table.goals, **settings)
+    except UserError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # a setting of another form than the searcher takes
+        raise UserError(f"strategy '{text}': a setting has another form than the strategy takes ({error})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from inspect import signature
+from numbers import Integral, Real
 from typing import Any
 
 from sartor.arch import Space
@@ -56,14 +57,26 @@ def make_searcher(name: str, space: Space, goals: Goals, **settings: Any) -> Sea
     """The searcher that is registered as `name`.
 
     Raises:
-        UserError: for an unknown searcher or setting, naming the known ones.
+        UserError: for an unknown searcher or setting, naming the known ones, and for a value of another kind than the setting's default.
     """
     if name not in SEARCHERS:
         close = difflib.get_close_matches(name, SEARCHERS, n=1)
         hint = f"did you mean '{close[0]}'? " if close else ""
         raise UserError(f"unknown searcher '{name}'; {hint}known: {', '.join(SEARCHERS)}")
-    known = [p.name for p in signature(SEARCHERS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = [setting for setting in settings if setting not in known]
+    parameters = {p.name: p.default for p in signature(SEARCHERS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    unknown = [setting for setting in settings if setting not in parameters]
     if unknown:
-        raise UserError(f"searcher '{name}' has no setting '{unknown[0]}'; known: {', '.join(known) or 'none'}")
+        raise UserError(f"searcher '{name}' has no setting '{unknown[0]}'; known: {', '.join(parameters) or 'none'}")
+    for setting, value in settings.items():
+        _check_kind(name, setting, value, parameters[setting])
     return SEARCHERS[name](space, goals, **settings)
+
+
+_KINDS: dict[type, tuple[Any, str]] = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a name")}
+
+
+def _check_kind(name: str, setting: str, value: object, default: object) -> None:
+    """Refuse a text for a number, say; where the default is of no such kind (None), the searcher itself judges."""
+    kind, said = _KINDS.get(type(default), (object, ""))
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
+        raise UserError(f"{name}: {setting} must be {said}, got {value!r}")
