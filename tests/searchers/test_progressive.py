@@ -41,6 +41,18 @@ def test_a_stage_grows_one_block_of_its_beam(method: type[Progressive]) -> None:
             assert all(v == 0 for v in list(trial.arch.values())[stage + 1 :])
 
 
+@pytest.mark.parametrize("method", [PNAS, DPPNet])
+def test_the_seed_decides_among_children_that_look_alike(method: type[Progressive]) -> None:
+    """Not only the order within a stage: with nothing to tell children apart, two seeds evaluate different ones."""
+
+    def chosen(seed: int) -> set[Arch]:
+        searcher = method(SPACE, TWO, beam=4)  # type: ignore[call-arg]  # both take (space, goals)
+        flat = {"accuracy": 0.5, "latency_ms": 1.0}
+        return {t.arch for t in search(searcher, lambda arch: flat, goals=TWO, space=SPACE, budget=20, seed=seed).trials}
+
+    assert chosen(0) == chosen(0) != chosen(1)
+
+
 def test_the_beam_is_the_best_of_the_stage_before() -> None:
     """Every child of stage s has a parent among the three best of the known children of stage s - 1."""
     found = stages(PNAS(SPACE, GOALS, beam=3), GOALS, 18)

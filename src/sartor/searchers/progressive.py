@@ -31,6 +31,7 @@ class _State:
     family: list[Arch] = field(default_factory=list)  # all that the running stage may breed from, in the end
     open: dict[Arch, None] = field(default_factory=dict)  # chosen for the running stage, and not finished
     draws: int = 0  # uniform draws to finish before the next pass
+    seed: int = 0  # of the latest trial: what the next stage draws by
 
 
 class Progressive:
@@ -40,6 +41,8 @@ class Progressive:
     nobody has seen, the `beam` that look best to the predictor are evaluated; the best `beam` of all known children are the next beam.
     After the last block, further passes revise block after block in the same way; a pass that finds nothing new is followed by `beam`
     uniform draws.
+
+    Where children look alike to the predictor, chance decides: its seed travels in `Proposal.meta`.
 
     Args:
         order: ranks objectives and violations, those predicted of children as well as those measured of the next beam.
@@ -88,7 +91,9 @@ class Progressive:
         busy = {p.arch for p in pending}
         if not state.draws:
             todo = [arch for arch in state.open if arch not in busy]
-            return [Proposal(todo[int(i)], meta={"stage": state.stage}) for i in rng.permutation(len(todo))[:n]]
+            picked = rng.permutation(len(todo))[:n]
+            meta = {"stage": state.stage, "seed": int(rng.integers(2**31))}
+            return [Proposal(todo[int(i)], meta=meta) for i in picked]
         proposals: list[Proposal] = []
         with state.visited.holding(pending):
             while len(proposals) < min(n, state.draws - len(pending)) and (arch := state.visited.draw(rng)) is not None:
@@ -107,6 +112,7 @@ class Progressive:
             state.known[trial.arch] = trial
             state.memory.add(trial)
         state.open.pop(trial.arch, None)
+        state.seed = int(trial.meta.get("seed", state.seed))
         state.draws = max(0, state.draws - 1)
         if not state.open and not state.draws:
             self._advance(state)
@@ -120,7 +126,7 @@ class Progressive:
             unseen = [arch for arch in state.family if arch not in state.known]
             if unseen:
                 # Candidates that look alike to the predictor (all of them, at first) are in an order of no meaning.
-                unseen = [unseen[int(i)] for i in np.random.default_rng(state.stage).permutation(len(unseen))]
+                unseen = [unseen[int(i)] for i in np.random.default_rng((state.stage, state.seed)).permutation(len(unseen))]
                 if len(unseen) > self._beam:
                     unseen = [unseen[i] for i in self._order(*forecast(self._space, self._goals, state.memory.trials())(unseen))]
                 state.open = dict.fromkeys(unseen[: self._beam])
