@@ -98,6 +98,18 @@ def test_blocks_and_base_are_the_users() -> None:
     assert {(t.arch["c0"], t.arch["c1"], t.arch["c2"]) for t in first} == {(0, 3, 0)}
 
 
+@pytest.mark.parametrize("method", [PNAS, DPPNet])
+def test_what_has_not_grown_is_a_skip_where_there_is_one(method: type[Progressive]) -> None:
+    """So that cells of NAS-Bench-201 connect their input to their output from the first stage on, and can be told apart."""
+    from sartor.benchmarks.nasbench201 import SPACE as CELLS
+    from sartor.benchmarks.nasbench201 import connected, index_of
+
+    searcher = method(CELLS, GOALS, beam=8)  # type: ignore[call-arg]  # both take (space, goals)
+    found = search(searcher, lambda arch: {"accuracy": 0.5}, goals=GOALS, space=CELLS, budget=13).trials
+    assert all(connected()[index_of(t.arch)] for t in found)
+    assert {tuple(t.arch.values())[2:] for t in found} == {(CELLS.option("edge01", "skip_connect"),) * 4}
+
+
 def test_a_switched_on_choice_grows_after_its_parent() -> None:
     space = Space({"k2": [3, 5, 7], "depth": [1, 2]}, {"k2": {"depth": [2]}})
     trials = search(PNAS(space, GOALS, beam=9), evaluate, goals=GOALS, space=space, budget=4).trials

@@ -20,6 +20,7 @@ from sartor.trial import Proposal, Trial
 
 Order = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.int_]]  # values (n, m), violations (n,) -> positions, best first
 _MOST_OPTIONS = 1000  # of one block
+_NEUTRAL = ("skip_connect", "skip", "identity")  # labels of what changes nothing
 
 
 @dataclass
@@ -49,8 +50,8 @@ class Progressive:
         beam: members of the beam, and evaluations a stage.
         blocks: names of the choices of each block, grown in this order; None for one block a choice, parents before those they switch.
             Choices that no block names stay as `base` says until the uniform draws.
-        base: label of the choices that have not grown yet; the first allowed option where it names none. A neutral option (a skip, the
-            smallest depth) makes small architectures of early stages meaningful.
+        base: label of the choices that have not grown yet; where it names none, a skip connection if the choice has one, else its first
+            allowed option. A neutral option (a skip, the smallest depth) makes small architectures of early stages meaningful.
 
     Raises:
         UserError: for settings out of range, unknown or doubled choices, and blocks of more than 1000 combinations.
@@ -76,7 +77,7 @@ class Progressive:
             raise UserError(f"{method}: choice '{doubled[0]}' is in more than one block")
         if not flat or any(math.prod(len(space.allowed[name]) for name in block) > _MOST_OPTIONS for block in named):
             raise UserError(f"{method}: every block must have 1 to {_MOST_OPTIONS} combinations; split the larger ones")
-        self._base = {name: options[0] for name, options in space.allowed.items()}
+        self._base = {name: _neutral(space, name) for name in space.choices}
         for name, label in (base or {}).items():
             self._base[name] = space.option(name, label)
         self._root = space.canonical(self._base)  # says so if a base option is not allowed
@@ -147,3 +148,10 @@ class Progressive:
         block = self._blocks[stage % len(self._blocks)]
         options = itertools.product(*(self._space.allowed[name] for name in block))
         return [self._space.canonical({**values, **dict(zip(block, picked, strict=True))}) for picked in options]
+
+
+def _neutral(space: Space, name: str) -> int:
+    """The option of a choice that has not grown: a skip if it has one, else its first. With `none` in its place, a cell carries nothing
+    until its last edge has grown."""
+    labels = {space.choices[name][i]: i for i in reversed(space.allowed[name]) if isinstance(space.choices[name][i], str)}
+    return next((labels[label] for label in _NEUTRAL if label in labels), space.allowed[name][0])
