@@ -9,9 +9,15 @@ from typing import Any
 
 import pytest
 
+from sartor.arch import Space
 from sartor.bench.cases import Case, Group, grid, parse_strategy, spell_strategy
+from sartor.bench.code import code_of
 from sartor.bench.results import Results, Row
+from sartor.bench.runner import run_case
 from sartor.errors import UserError
+from sartor.goals import Goals
+from sartor.searchers import SEARCHERS, RandomSearch
+from sartor.searchers.constraints import Constrained
 
 CASE = Case("random", Group("nb201-cifar10", "raspi4", "oracle"), 3, 5)
 ROW = Row(CASE, (5, 1, 9, 7, 2), (None, 0.5, None, 1.0, None), 2.0)
@@ -155,3 +161,39 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
     path.write_text("text, and quite a lot of it " * 100)
     with pytest.raises(UserError, match="cannot be used"):
         Results(path)
+
+
+def test_a_strategy_says_in_which_form_it_keeps_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its searcher gets such goals; what it found is judged by the limits as they are."""
+    given: list[Any] = []
+
+    class Spy(RandomSearch):
+        def __init__(self, space: Space, goals: Goals) -> None:
+            given.append(goals)
+            super().__init__(space, goals)
+
+    monkeypatch.setitem(SEARCHERS, "spy", Spy)
+    texts = ["spy", "spy:limits=soft", 'spy:limits={"form": "penalty", "weight": 10}']
+    cases = grid(texts, ["nb201-cifar10"], ["raspi4"], seeds=1, budget=3, limits=["latency=20ms"])
+    rows = [run_case(case) for case in cases]
+    assert [row.error for row in rows] == [None] * 3 and rows[0].rows == rows[1].rows == rows[2].rows
+    for goals in (given[:3], given[3:]):  # as checked before, and as run
+        assert type(goals[0]) is Goals
+        assert [(type(g), g.form, g.weight) for g in goals[1:]] == [(Constrained, "soft", 1.0), (Constrained, "penalty", 10)]
+        assert len({g.limits for g in goals}) == 1
+    assert parse_strategy(cases[2].strategy)[1] == {"limits": {"form": "penalty", "weight": 10}}
+    assert code_of("evolution") != code_of("evolution:limits=soft") == code_of("evolution:limits=hinge")
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "said"),
+    [
+        ("random:limits=mild", ["latency=20ms"], "unknown form of constraint 'mild'"),
+        ("random:limits=penalty", [], "no limits to keep"),
+        ('random:limits={"shape": 1}', ["latency=20ms"], "another form than the strategy takes"),
+        ("random:limits=5", ["latency=20ms"], "another form than the strategy takes"),
+    ],
+)
+def test_forms_that_make_no_sense_are_said(text: str, limits: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        grid([text], ["nb201-cifar10"], ["raspi4"], seeds=1, limits=limits)

@@ -10,7 +10,10 @@ from typing import Any
 from sartor.errors import UserError
 from sartor.evaluators.tabular import Mode, Tabular
 from sartor.goals import parse_limit
-from sartor.searchers import make_searcher
+from sartor.searchers import Searcher, make_searcher
+from sartor.searchers.constraints import constrained
+
+LIMITS = "limits"  # the setting of every strategy that says in which form it keeps them
 
 
 @dataclass(frozen=True)
@@ -127,13 +130,32 @@ def grid(
         if spelled[-1] in known:
             continue
         for table in different:
-            _check(text, table, name, settings)
+            _check(text, table)
     return [Case(s, group, seed, budget, batch) for seed in numbers for group in groups for s in dict.fromkeys(spelled)]
 
 
-def _check(text: str, table: Tabular, name: str, settings: dict[str, Any]) -> None:
+def make(strategy: str, tabular: Tabular) -> Searcher:
+    """The searcher of a strategy on a task.
+
+    The setting `limits` is no searcher's: it is the form in which that strategy keeps limits, by name or as an object with the form's own
+    settings (see :class:`sartor.searchers.constraints.Constrained`). What it found is judged by the limits as they are.
+
+    Raises:
+        UserError: as :func:`make_searcher`, and for a form without limits.
+    """
+    name, settings = parse_strategy(strategy)
+    goals = tabular.goals
+    if LIMITS in settings:
+        form = settings.pop(LIMITS)
+        if not goals.limits:
+            raise UserError(f"strategy '{strategy}': there are no limits to keep; give one, such as latency_ms<=20")
+        goals = constrained(goals, **({"form": form} if isinstance(form, str) else form))
+    return make_searcher(name, tabular.space, goals, **settings)
+
+
+def _check(text: str, tabular: Tabular) -> None:
     try:
-        make_searcher(name, table.space, table.goals, **settings)
+        make(text, tabular)
     except UserError:
         raise
     except (AttributeError, LookupError, TypeError, ValueError) as error:  # a setting of another form than the searcher takes

@@ -8,23 +8,27 @@ from functools import cache
 from pathlib import Path
 
 import sartor
-from sartor.bench.cases import parse_strategy
+from sartor.bench.cases import LIMITS, parse_strategy
 from sartor.searchers import SEARCHERS
 
 _ROOT = Path(sartor.__file__).parent
 _ALWAYS = ("sartor.run", "sartor.evaluators.tabular")  # who asks, and what is answered
+_FORMS = "sartor.searchers.constraints"  # what limits cost, where a strategy keeps them in another form
 
 
 def code_of(strategy: str) -> str:
     """Digest of a strategy's code, in twelve hex digits, of all its settings alike; empty for strategies that are not of this package."""
-    module = getattr(SEARCHERS.get(parse_strategy(strategy)[0]), "__module__", "")
-    return _digest(module) if _path(module) is not None else ""
+    name, settings = parse_strategy(strategy)
+    module = getattr(SEARCHERS.get(name), "__module__", "")
+    if _path(module) is None:
+        return ""
+    return _digest(module, _FORMS) if LIMITS in settings else _digest(module)
 
 
 @cache
-def _digest(module: str) -> str:
+def _digest(*modules: str) -> str:
     reached: set[str] = set()
-    todo = [module, *_ALWAYS]
+    todo = [*modules, *_ALWAYS]
     while todo:
         name = todo.pop()
         if name not in reached:

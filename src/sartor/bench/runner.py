@@ -15,11 +15,10 @@ from functools import lru_cache
 from itertools import takewhile
 from multiprocessing import connection
 
-from sartor.bench.cases import Case, Group, parse_strategy
+from sartor.bench.cases import Case, Group, make
 from sartor.bench.results import Results, Row
 from sartor.evaluators.tabular import Tabular
 from sartor.run import search
-from sartor.searchers import make_searcher
 from sartor.trial import Trial
 
 Progress = Callable[[str, int, int], None]
@@ -35,8 +34,7 @@ def run_case(case: Case) -> Row:
     error = None
     start = time.process_time()
     try:
-        name, settings = parse_strategy(case.strategy)
-        searcher = make_searcher(name, table.space, table.goals, **settings)
+        searcher = make(case.strategy, table)
         result = search(
             searcher,
             table,

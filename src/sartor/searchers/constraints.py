@@ -1,4 +1,4 @@
-"""Four ways to treat limits, as goals that every searcher takes in place of plain ones.
+"""Five ways to treat limits, as goals that every searcher takes in place of plain ones.
 
 A searcher compares trials by :meth:`Goals.table` alone, so the form of a constraint is a property of the goals, not of the searcher:
 `make_searcher("evolution", space, constrained(goals, "penalty", weight=10))`. What a search reports at its end goes by the plain goals.
