@@ -142,3 +142,15 @@ def test_a_case_that_kills_its_worker_fails_alone(tmp_path: Path, monkeypatch: p
     workers.stop()
     assert {row.case.seed: row.rows for row in rows if row.error is None} == {seed: (seed,) for seed in (0, 2, 3, 4)}
     assert [row.case.seed for row in rows if row.error is not None] == [1]
+
+
+def test_a_batch_is_asked_for_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class Counted(SEARCHERS["random"]):  # type: ignore[misc]  # a class, whatever the registry says
+        def ask(self, history: Sequence[Trial], pending: Sequence[Proposal], n: int, rng: np.random.Generator) -> list[Proposal]:
+            asked.append(n)
+            return super().ask(history, pending, n, rng)
+
+    monkeypatch.setitem(SEARCHERS, "counted", Counted)
+    assert len(run_case(Case("counted", Group("nb201-cifar10"), 0, 12, batch=4)).rows) == 12 and asked == [4, 4, 4]

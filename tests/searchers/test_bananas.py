@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sartor.arch import Arch, Space
+from sartor.cells import CellSpace
 from sartor.errors import UserError
 from sartor.goals import Goals
 from sartor.run import search
@@ -73,3 +74,9 @@ def test_thompson_sampling_is_independent_and_as_wide_as_the_ensemble() -> None:
 def test_mistakes_are_said() -> None:
     with pytest.raises(UserError, match="members must be at least 2, got 1"):
         Bananas(SPACE, ONE, members=1)
+
+
+def test_paths_are_among_what_the_ensemble_sees() -> None:
+    """The path encoding of the paper, where the space offers it."""
+    cell = CellSpace({"a": (0, 1), "b": (0, 2), "c": (1, 2)}, ["none", "skip_connect", "conv"])
+    assert {"a", "b", "c", "paths"} <= set(Bananas(cell, ONE)._embedding.names)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,15 @@ def test_ppo_stops_at_the_clip() -> None:
         now = torch.tensor([math.log(ratio)], requires_grad=True)
         _clipped(0.2)(now, torch.zeros(1), torch.tensor([float(advantage)])).sum().backward()
         assert now.grad is not None and math.isclose(float(now.grad), slope, abs_tol=1e-6)
+
+
+def test_ppo_compares_with_the_policy_that_proposed() -> None:
+    """Trials said to have been 1/e times as likely when proposed (good ones) or e times (bad ones) are beyond the clip."""
+    searcher = PPO(ARMS, GOALS, hidden=8, batch=40, entropy=0.0, learning_rate=0.05, epochs=1)
+    past = batch(searcher, [], 40, lambda arch: float(arch["arm"]))
+    beyond = [replace(t, meta={"logp": t.meta["logp"] + (-1.0 if t.arch["arm"] else 1.0)}) for t in past]
+    start, moved_by, left = (arm(searcher.policy(history)) for history in ([], past, beyond))
+    assert moved_by > start + 0.01 and abs(left - start) < 1e-6
 
 
 def test_failures_have_the_smallest_reward_so_far() -> None:

@@ -13,7 +13,7 @@ from sartor.errors import UserError
 from sartor.goals import Goals
 from sartor.run import search
 from sartor.searchers.dpp import DPPSearch, greedy_map, kernel, select_diverse, similarity
-from sartor.trial import Proposal
+from sartor.trial import Proposal, Trial
 
 SPACE = Space({f"c{i}": list(range(4)) for i in range(6)})
 GOALS = Goals(("accuracy",))
@@ -103,6 +103,14 @@ def test_pending_proposals_are_members_of_the_set() -> None:
     alone = DPPSearch(SPACE, GOALS).ask([], [], 4, np.random.default_rng(1))
     distance = [np.mean([spread([p.arch, b.arch]) for p in found for b in busy]) for found in (asked, alone)]
     assert distance[0] > distance[1]
+
+
+def test_the_latest_trials_are_members_of_the_set() -> None:
+    searcher = DPPSearch(SPACE, GOALS, batch=9)
+    past = [Trial(i, SPACE.at(i), {"accuracy": 0.5}) for i in range(8)]
+    asked, alone = (searcher.ask(history, [], 4, np.random.default_rng(1)) for history in (past, []))
+    distance = [np.mean([spread([p.arch, t.arch]) for p in found for t in past]) for found in (asked, alone)]
+    assert distance[0] > distance[1] + 0.1
 
 
 def test_it_learns_what_is_good() -> None:

@@ -134,3 +134,12 @@ def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
 def test_a_foreign_pending_proposal_takes_a_slot() -> None:
     pending = [Proposal(SPACE.at(i)) for i in range(3)]
     assert len(NSGA2(SPACE, GOALS, population=4).ask([], pending, 10, np.random.default_rng(0))) == 1
+
+
+def test_among_equals_the_tournament_prefers_the_less_crowded() -> None:
+    """One front: the two extremes, then a point with far neighbours, then one with near ones."""
+    figures = [(0.9, 10.0), (0.5, 4.0), (0.45, 3.8), (0.1, 1.0)]
+    history = [Trial(i, SPACE.at(i), {"accuracy": a, "latency_ms": ms}, meta={"generation": 0}) for i, (a, ms) in enumerate(figures)]
+    searcher = NSGA2(SPACE, GOALS, population=4, crossover_rate=0.0)
+    parents = [searcher.ask(history, [], 1, np.random.default_rng(i))[0].meta["parents"][0] for i in range(800)]
+    assert np.allclose(np.bincount(parents, minlength=4) / 800, np.array([6, 3, 1, 6]) / 16, atol=0.05)

@@ -134,3 +134,14 @@ def test_it_spreads_over_four_objectives() -> None:
 def test_bad_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match="nsga3"):
         NSGA3(SPACE, GOALS, **settings)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_the_frame_remembers_the_generations_before() -> None:
+    """A point that died two generations ago still bounds the nadir; and the ideal is that of all that was seen."""
+    goals = Goals.parse(["accuracy", "latency"])
+    slow = [(0.1, 100.0), *[(0.2 + i / 100, 10.0 + i) for i in range(3)]]
+    figures = [*slow, *[(0.5 + i / 100, 2.0 - i / 100) for i in range(8)]]
+    trials = [Trial(i, SPACE.at(i), {"accuracy": a, "latency_ms": ms}, meta={"generation": i // 4}) for i, (a, ms) in enumerate(figures)]
+    population = NSGA3(SPACE, goals, population=4, partitions=3)._generations.population(trials)
+    assert 0 not in {t.number for t in population.trials}
+    assert population.frame.worst.tolist() == [-0.1, 100.0] and population.frame.ideal.tolist() == pytest.approx([-0.57, 1.93])

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from sartor.goals import Goals
 from sartor.searchers.promise import Promise
@@ -69,3 +70,13 @@ def test_the_fast_end_has_a_promise_though_its_error_is_unusual() -> None:
     free = np.arange(1001) >= 995
     scores = promise.scores(levels, belief, np.random.default_rng(0), promise.usual(belief), free)
     assert scores[free].argmax() == 5 and np.isfinite(scores[1000])
+
+
+def test_one_objective_is_promised_by_its_improvement_not_by_its_mean() -> None:
+    """Of three candidates the least certain promises most, though another has the lowest mean."""
+    view = View.of(Goals.parse(["accuracy"]))
+    mean, deviation = np.array([0.5, 0.5, 0.4]), np.array([0.1, 1.0, 0.01])
+    belief = Belief(Known(mean, deviation**2), Warp.of(np.array([0.1, 0.2]), "log"), np.zeros(3))  # type: ignore[arg-type]
+    scores = Promise(view).scores(np.array([[0.3], [0.0]]), {"accuracy": belief}, np.random.default_rng(0))
+    z = -mean / deviation
+    assert np.exp(scores) == pytest.approx(deviation * (norm.pdf(z) + z * norm.cdf(z)), abs=1e-12) and scores.argmax() == 1
