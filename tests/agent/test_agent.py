@@ -167,6 +167,7 @@ def test_who_hangs_up_stops_the_measurement(tmp_path: Path) -> None:
         ("DELETE", "/v1/run", {}, 501),
         ("GET", "/v1/identity?precision=int4", {}, 400),
         ("GET", "/v1/identity?threads=-1", {}, 400),
+        ("GET", "/v1/identity?a=1&b=2&c=3&d=4&e=5", {}, 400),
         ("POST", "/v1/run", {}, 415),
         ("POST", "/v1/run", {"Content_Type": wire.CONTENT_TYPE}, 400),
         ("POST", "/v1/run", {"Content_Type": "application/zip"}, 415),
@@ -194,6 +195,9 @@ def test_a_token_is_asked_for(tmp_path: Path) -> None:
             RemoteDevice(spec_of(running)).identity()
         with pytest.raises(UserError, match="token"):
             RemoteDevice(spec_of(running, tmp_path / "missing")).identity()
+        (tmp_path / "two").write_text(f"{TOKEN}\n{TOKEN}\n")  # a header holds one line
+        with pytest.raises(UserError, match="token"):
+            RemoteDevice(spec_of(running, tmp_path / "two")).identity()
 
 
 def test_an_agent_that_others_can_reach_needs_a_token(tmp_path: Path) -> None:

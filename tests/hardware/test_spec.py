@@ -56,6 +56,18 @@ def test_the_minimum_leaves_the_rest_unknown() -> None:
         ("[unsupported]\n'conv:kernel>x' = 'x'", ["conv:kernel>N"]),
         ("[agent]\nurl = 'pi.local'", ["agent.url"]),
         ("[agent]\nurl = 'http://pi/../x'", ["agent.url"]),
+        ("[agent]\nurl = 'http://pi:99999'", ["agent.url"]),
+        ("[agent]\nurl = 'http://pi:port'", ["agent.url"]),
+        ("[agent]\nurl = 'http://[::1'", ["agent.url"]),
+        ("[agent]\nurl = 'http://:8421'", ["agent.url"]),
+        ("[agent]\nurl = 'http://pi?to=x'", ["agent.url"]),
+        (f"[agent]\nurl = 'http://{'a' * 70}.local'", ["agent.url"]),
+        ("bandwidth_bytes_per_s = inf", ["bandwidth_bytes_per_s"]),
+        ("bandwidth_bytes_per_s = nan", ["bandwidth_bytes_per_s"]),
+        ("[peak_ops_per_s]\nint8 = inf", ["peak_ops_per_s"]),
+        ("[energy]\npj_per_op = { int8 = -1.0 }", ["pj_per_op", "int8 = -1"]),
+        ("[energy]\npj_per_op = { int4 = 1.0 }", ["pj_per_op", "int4"]),
+        ("[energy]\npj_per_byte = { disk = 1.0 }", ["pj_per_byte", "disk"]),
     ],
 )
 def test_files_are_read_strictly(change: str, words: list[str] | None) -> None:
@@ -67,6 +79,17 @@ def test_files_are_read_strictly(change: str, words: list[str] | None) -> None:
     with pytest.raises(UserError) as caught:
         parse(text, "board.toml")
     assert str(caught.value).startswith("board.toml: ") and all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_blank_source_is_none() -> None:
+    for blank in ("", " "):
+        with pytest.raises(UserError, match="got none for cores"):
+            parse(MINIMAL.replace("estimate: a test", blank))
+
+
+@pytest.mark.parametrize("url", ["http://pi", "https://pi.local:8421/", "http://[::1]:8421", "http://10.0.0.2:1"])
+def test_addresses_that_can_be_reached_are_taken(url: str) -> None:
+    assert AgentAddress(url=url).url == url
 
 
 def test_frequencies_rise() -> None:
@@ -177,7 +200,7 @@ def specs(draw: st.DrawFn) -> DeviceSpec:
         unsupported=draw(patterns), unfriendly=draw(patterns),
         agent=draw(st.none() | st.just(AgentAddress(url="https://pi:1", token_file="/a b"))),
         energy={"pj_per_op": draw(by_precision), "static_w": draw(st.none() | st.floats(0, 10))},
-        sources={name: draw(texts) for name in everything},
+        sources={name: draw(texts.filter(str.strip)) for name in everything},
     )  # fmt: skip
 
 

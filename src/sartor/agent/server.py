@@ -178,6 +178,8 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(error)
         except UserError as error:
             self._refuse(Refused(400, str(error)))
+        except ValueError as error:  # what the library makes of strange addresses, queries and numbers
+            self._refuse(Refused(400, f"the request cannot be read: {str(error)[:200]}"))
 
     def _authorise(self) -> None:
         token = self.server.settings.token

@@ -77,12 +77,12 @@ class AgentClient:
         with self._answer("POST", wire.RUN_PATH, headers, _body(start, files)) as response:
             while True:
                 try:
-                    line = response.readline()
-                    event = json.loads(line)
-                except (ValueError, OSError, http.client.HTTPException):
+                    event = json.loads(response.readline())
+                    failed = f"{event['message']} ({event['kind']})" if event["event"] == "error" else ""
+                except (ValueError, TypeError, KeyError, OSError, http.client.HTTPException):  # cut off, or no answer of an agent
                     raise Unreachable("broke off in the middle of a measurement") from None
-                if event["event"] == "error":
-                    raise UserError(f"device {self.name}: {event['message']} ({event['kind']})")
+                if failed:
+                    raise UserError(f"device {self.name}: {failed}")
                 if event["event"] != "alive":
                     yield event
                 if event["event"] == "result":
@@ -140,8 +140,9 @@ class AgentClient:
             return {}
         try:
             token = Path(self.address.token_file).expanduser().read_text(encoding="utf-8").strip()
-            token.encode("ascii")
-        except (OSError, UnicodeError) as error:
+            if not token.isascii() or not token.isprintable():  # it travels in one line of a header
+                raise ValueError("it holds more than one line of plain characters")
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"device {self.name}: expected a file with the agent's token at {self.address.token_file}, got: {error}"
             ) from None

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sartor.errors import UserError
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "bf16", "int16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ESTIMATE = "estimate"  # a source that begins so names no document: it gives the reasoning instead
-_PLAIN = ConfigDict(frozen=True, extra="forbid")
+_PLAIN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+MEMORIES = ("dram", "sram")
 Positive = Field(gt=0)
 
 
@@ -59,6 +61,14 @@ class Energy(BaseModel):
     pj_per_op: dict[str, float] = {}
     pj_per_byte: dict[str, float] = {}
 
+    @model_validator(mode="after")
+    def _check(self) -> Energy:
+        for name, known in (("pj_per_op", PRECISIONS), ("pj_per_byte", MEMORIES)):
+            for key, value in getattr(self, name).items():
+                if key not in known or not value > 0:
+                    raise ValueError(f"{name}: expected positive numbers by {', '.join(known)}, got {key} = {value}")
+        return self
+
 
 class AgentAddress(BaseModel):
     """Where a device's `sartor agent` answers. The token itself stays in its own file."""
@@ -69,6 +79,16 @@ class AgentAddress(BaseModel):
     token_file: str | None = None
     certificate: str | None = None  # PEM file of the authority to trust, for an https agent with a certificate of its own
     patience_s: float = Field(default=600.0, gt=0)  # how long an agent that does not answer, or is busy, is waited for
+
+    @field_validator("url")
+    @classmethod
+    def _reachable(cls, url: str) -> str:
+        """Refuses what no connection can be made to: it would fail at the first request otherwise, and not in a sentence."""
+        parts = urlsplit(url)
+        name = (parts.hostname or "").encode("idna")
+        if not name or parts.port == 0 or parts.query or parts.fragment or parts.username is not None:
+            raise ValueError("expected a host, and a port where it is not the usual one, and nothing else")
+        return url
 
 
 class DeviceSpec(BaseModel):
@@ -131,7 +151,8 @@ class DeviceSpec(BaseModel):
     def source(self, path: str) -> str | None:
         """Source of the number at a dotted path such as `peak_ops_per_s.int8`: its own, or that of what contains it."""
         parts = path.split(".")
-        return next((self.sources[key] for n in range(len(parts), 0, -1) if (key := ".".join(parts[:n])) in self.sources), None)
+        keys = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
+        return next((self.sources[key] for key in keys if self.sources.get(key, "").strip()), None)
 
     def estimated(self, path: str) -> bool:
         """Whether the number at a dotted path is reasoned, not documented."""
@@ -205,7 +226,7 @@ def _parse_pattern(pattern: str) -> tuple[str, str]:
         not detail
         or (kind == "act" and detail in ACTS)
         or (kind == "conv" and detail in ("depthwise", "grouped", "dilated"))
-        or (kind in ("conv", "maxpool", "avgpool") and detail.startswith("kernel>") and detail.removeprefix("kernel>").isdigit())
+        or (kind in ("conv", "maxpool", "avgpool") and detail.startswith("kernel>") and detail.removeprefix("kernel>").isdecimal())
     )
     if not known:
         raise ValueError(f"expected an op kind, act:NAME, conv:depthwise, conv:grouped, conv:dilated or conv:kernel>N, got {pattern!r}")
