@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -135,6 +136,63 @@ def test_graph_of_shapes_that_only_a_run_can_tell(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "net.onnx")
     found = onnx_graph(tmp_path / "net.onnx")
     assert [(op.kind, op.label, op.out_shape) for op in found] == [("other", "Gelu", (4, 6, 6)), ("pool", "", (4, 1, 1))]
+
+
+def _written(path: Path, nodes: list[Any], weights: dict[str, np.ndarray], outputs: tuple[str, ...] = ("y",)) -> Path:
+    """An ONNX file with the input x (1, 4, 8, 8)."""
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])]
+    arrays = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    leaving = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    graph = helper.make_graph(nodes, "g", ends, leaving, arrays)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_what_subgraphs_read_by_name_is_read(tmp_path: Path) -> None:
+    """A branch takes values of the graph around it by their names: they are no inputs of the node, and edges all the same."""
+
+    def branch(name: str, kind: str) -> Any:
+        ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, None) for end in ("i", name)]
+        inner = helper.make_graph([helper.make_node(kind, ["a"], ["i"])], name, [], ends[:1])
+        outer = [helper.make_node("If", ["go"], [name], then_branch=inner, else_branch=inner)]
+        return helper.make_graph(outer, name, [], ends[1:])
+
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"], name="first"),
+        helper.make_node("If", ["go"], ["y"], name="fork", then_branch=branch("t", "Relu"), else_branch=branch("e", "Abs")),
+        helper.make_node("Relu", ["a"], ["z"], name="beside"),
+    ]
+    graph = onnx_graph(_written(tmp_path / "net.onnx", nodes, {"go": np.array(True)}, ("y", "z")))
+    found = [(op.name, op.kind, op.inputs) for op in graph]
+    assert found == [("first", "other", (-1,)), ("fork", "other", (0,)), ("beside", "act", (0,))]
+
+
+def test_sequences_of_tensors_are_read(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["x"], ["s"], axis=1),
+        helper.make_node("ConcatFromSequence", ["s"], ["c"], axis=1),
+        helper.make_node("Relu", ["c"], ["y"]),
+    ]
+    graph = onnx_graph(_written(tmp_path / "net.onnx", nodes, {}))
+    assert [op.out_shape for op in graph] == [(256, 1, 1), (4, 8, 8), (4, 8, 8)] and graph.macs == 0
+
+
+def test_what_cannot_be_run_for_its_shapes_is_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("NonZero", ["x"], ["n"]),
+        helper.make_node("Reshape", ["n", "s"], ["r"]),
+        helper.make_node("Cast", ["r"], ["y"], to=TensorProto.FLOAT),
+    ]
+    with pytest.raises(UserError, match="runs on a random input"):
+        onnx_graph(_written(tmp_path / "net.onnx", nodes, {"s": np.array([7, 11])}))
+
+
+def test_constants_in_other_files_are_not_fetched(tmp_path: Path) -> None:
+    low = TensorProto(name="low", data_type=TensorProto.FLOAT, dims=[], data_location=TensorProto.EXTERNAL)
+    entry = low.external_data.add()
+    entry.key, entry.value = "location", "../../etc/passwd"
+    nodes = [helper.make_node("Constant", [], ["l"], value=low), helper.make_node("Clip", ["x", "l"], ["y"])]
+    assert [op.label for op in onnx_graph(_written(tmp_path / "net.onnx", nodes, {}))] == ["Clip"]
 
 
 def test_size_arithmetic_leaves_no_ops(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from sartor.errors import UserError
 from sartor.hardware._assemble import Assembler, Dims
+from sartor.hardware._subgraphs import reads
 from sartor.hardware.graph import OpGraph
 
 if TYPE_CHECKING:
@@ -105,16 +106,16 @@ class _Reader:
         self.nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             self.made.update(dict.fromkeys(filter(None, node.output), node))
-            if node.op_type in _SIZES or all(name in self.constants for name in node.input if name):
+            if node.op_type in _SIZES or all(name in self.constants for name in reads(node)):
                 self.constants.update(node.output)
             else:
                 self.nodes.append(node)
         self.outputs = [value.name for value in graph.output]
         self.dims, self.types = self._shapes()
-        reads = Counter(name for node in self.nodes for name in node.input if name)
-        reads.update(self.outputs)
+        readers = Counter(name for node in self.nodes for name in reads(node))
+        readers.update(self.outputs)
         values: dict[Hashable, Dims] = dict(self.dims.items())
-        counts: dict[Hashable, int] = dict(reads.items())
+        counts: dict[Hashable, int] = dict(readers.items())
         self.to = Assembler(values, counts, self._effective_types())
 
     def graph(self) -> OpGraph:
@@ -126,7 +127,7 @@ class _Reader:
         return self.to.graph(self.outputs)
 
     def _visit(self, node: onnx.NodeProto) -> None:
-        sources = [name for name in node.input if name and self.to.knows(name)]
+        sources = [name for name in reads(node) if self.to.knows(name)]
         if not sources:  # everything it reads was computed from sizes
             self.constants.update(node.output)
             return
@@ -165,7 +166,7 @@ class _Reader:
             return self.value(node.input[0])
         if node is not None and node.op_type == "Constant":
             found = self.attribute(node, "value", None)
-            if found is not None:
+            if found is not None and found.data_location != TensorProto.EXTERNAL:
                 return np.asarray(numpy_helper.to_array(found))
             for key in ("value_float", "value_int", "value_floats", "value_ints"):
                 if (number := self.attribute(node, key, None)) is not None:
@@ -182,7 +183,7 @@ class _Reader:
         """A float value that is only ever quantised is written as integers."""
         readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
         for node in self.nodes:
-            for name in node.input:
+            for name in reads(node):
                 readers[name].append(node)
         found: dict[Hashable, str] = dict(self.types.items())
         for name, nodes in readers.items():
@@ -207,12 +208,15 @@ class _Reader:
                 dims[value.name] = tuple(sizes)
         needed = [name for node in self.nodes for name in (*node.input, *node.output) if name]
         if any(name not in dims for name in needed):
-            for name, array in _run(self.model, [name for name in dict.fromkeys(needed) if name not in dims]).items():
-                dims[name], types[name] = array.shape, array.dtype.name
+            for name, value in _run(self.model, [name for name in dict.fromkeys(needed) if name not in dims]).items():
+                arrays = [np.asarray(part) for part in (value if isinstance(value, list) else [value])]
+                # A sequence of tensors counts as one with all their values.
+                dims[name] = (1, sum(array.size for array in arrays)) if isinstance(value, list) else arrays[0].shape
+                types[name] = arrays[0].dtype.name if arrays else ""
         return dims, types
 
 
-def _run(model: onnx.ModelProto, names: list[str]) -> dict[str, np.ndarray]:
+def _run(model: onnx.ModelProto, names: list[str]) -> dict[str, Any]:
     """Inner values of one run, for shapes that no inference knows (contributed operators, data-dependent sizes)."""
     from onnx import helper
 
@@ -223,7 +227,12 @@ def _run(model: onnx.ModelProto, names: list[str]) -> dict[str, np.ndarray]:
     known = {value.name for value in twin.graph.output}
     twin.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name not in known)
     session = open_session(twin.SerializeToString(), optimise=False)
-    return dict(zip(names, session.run(names, synthetic_input(session)), strict=True))
+    feeds = synthetic_input(session)
+    try:
+        return dict(zip(names, session.run(names, feeds), strict=True))
+    except Exception as error:  # the runtime has classes of its own, which differ by version
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"expected a network that runs on a random input, for not all of its shapes are known, got: {reason}") from error
 
 
 def _type(elem_type: int) -> str:
