@@ -98,6 +98,12 @@ def test_shipped_devices_have_models_where_their_files_say_enough() -> None:
         scale([CONV], chip)
 
 
+def test_values_of_sixteen_bits_take_two_bytes() -> None:
+    chip = find("eyeriss")
+    assert works([CONV], chip, "int16")[0].memory_s == pytest.approx(CONV.traffic(2, 2) / chip.bandwidth_bytes_per_s)
+    assert energy_model(chip, "int16").bytes_per_value == 2
+
+
 def test_merit() -> None:
     assert merit(0.9, 2.0, 4.0) == pytest.approx(0.9 / 8)
     assert merit(0.9, 2.0, 4.0, alpha=2, beta=0.5, gamma=0) == pytest.approx(0.81 / 2**0.5)

@@ -59,7 +59,7 @@ def works(ops: Iterable[Op], spec: DeviceSpec, precision: str = "int8") -> list[
     top, peak = spec.frequency_hz, spec.peak_ops_per_s.get(precision)
     if top is None or peak is None:
         raise UserError(f"device {spec.name}: scaling its clock needs frequencies and peak_ops_per_s.{precision} in its file")
-    size = {"int8": 1, "fp16": 2, "bf16": 2}.get(precision, 4)
+    size = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2}.get(precision, 4)
     overhead = (spec.overhead_us or 0.0) * 1e-6 * top
     bandwidth = spec.bandwidth_bytes_per_s
     return [

@@ -21,7 +21,7 @@ from sartor.hardware.graph import Op
 if TYPE_CHECKING:
     from sartor.hardware.spec import DeviceSpec
 
-_BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+_BYTES = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sartor.hardware.spec import DeviceSpec
 
 #: MobileNetV2's and MobileNetV3's largest expansions in int8; wider blocks spread the ranges of their channels further apart.
 MAX_EXPANSION = 6.0
-_BYTES = {"int8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
+_BYTES = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2, "fp32": 4}
 
 
 class Removed(NamedTuple):
