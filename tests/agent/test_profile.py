@@ -93,3 +93,30 @@ def test_a_described_device_was_never_measured(away: Path, capsys: pytest.Captur
     assert record["latency"] is None and record["device"] == {"name": "stm32f746", "measured": False}
     assert record["runtime"] == "tflite-micro" and record["roofline"]["latency_ms"] > 0
     assert any(note.startswith("No latency of") and "was measured" in note for note in record["notes"])
+
+
+def test_energy_and_the_states_of_the_clock_are_told(away: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the device's file: at its top clock the time is the roofline's, and the state that is called best has the least E·T."""
+    file = conv_net(away / "net.onnx")
+    for threads in (1, 4):
+        assert main(["profile", str(file), "--device", "raspberry-pi-4", "--threads", str(threads), "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        energy, states = record["energy"], record["energy"]["states"]
+        assert [state["mhz"] for state in states] == [600, 1000, 1500] and energy["validated"] is False
+        assert states[-1]["latency_ms"] == pytest.approx(record["roofline"]["latency_ms"])
+        assert energy["total_mj"] == pytest.approx(states[-1]["total_mj"]) == pytest.approx(energy["dynamic_mj"] + energy["static_mj"])
+        power_w = threads / 4 * 3.2 * 0.86**2 * 1.5  # C·V²·f of the cores that work
+        assert energy["dynamic_mj"] == pytest.approx(power_w * record["roofline"]["latency_ms"])
+        assert energy["static_mj"] == pytest.approx(2.1 * record["roofline"]["latency_ms"])
+        assert all(state["edp_mj_ms"] == pytest.approx(state["total_mj"] * state["latency_ms"]) for state in states)
+        assert energy["best_mhz"] == min(states, key=lambda state: state["edp_mj_ms"])["mhz"]
+    assert main(["profile", str(file), "--device", "raspberry-pi-4", "--out", str(away / "out")]) == 0
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "Modelled energy" in said and "no power meter has confirmed it" in said and "the least at" in said
+    assert "Modelled energy" in (away / "out" / "profile.html").read_text()
+    assert main(["profile", str(file), "--device", "jetson-nano", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["energy"]["states"] == [] and record["energy"]["best_mhz"] is None and record["energy"]["total_mj"] > 0
+    assert main(["profile", str(file), "--device", "stm32f746", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["energy"] is None and any(note.startswith("There is no energy") for note in record["notes"])

@@ -12,6 +12,7 @@ from sartor.report.files import write_atomically
 from sartor.report.hardware_plots import memory_png, roofline_png, scatter_png
 from sartor.report.markup import Html, join, section, table, tag
 from sartor.report.plots import layers_png
+from sartor.report.profile_energy import energy_sentence
 from sartor.report.profiling import Profile
 
 MOST_OPS = 200  # rows of the table of ops
@@ -101,6 +102,8 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         total = sum(op["us"] for op in roof["ops"])
         shares = {bound: sum(op["us"] for op in roof["ops"] if op["bound"] == bound) / total for bound in ("compute", "memory", "overhead")}
         said.append("By the roofline " + ", ".join(f"{share:.0%} of the time is {name} bound" for name, share in shares.items()) + ".")
+    if record["energy"] is not None:
+        said.append(energy_sentence(record["energy"]))
     if record["table"] is not None:
         owner = "this machine" if record["device"]["name"] == "host" else record["device"]["name"]
         said.append(f"The latency table of {owner} says {record['table']['latency_ms']:.3f} ms; its quality: {record['table']['verdict']}.")

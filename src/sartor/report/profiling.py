@@ -42,7 +42,8 @@ def profile(
 
     The record has `file`, `runtime`, `threads`, `batch`, `device` {name, measured}, `latency` (docs/architecture.md), `layers`
     [{name, latency_us}], `graph` {ops, macs, params, precision, input_shape, foreign}, `memory` {peak_bytes, best_order_bytes, exact,
-    timeline}, `roofline` {model, latency_ms, quality, ops}, `table` {latency_ms, quality, verdict}, `compatibility`, `sweep`, `notes`.
+    timeline}, `roofline` {model, latency_ms, quality, ops}, `table` {latency_ms, quality, verdict}, `energy`
+    (`sartor.report.profile_energy`), `compatibility`, `sweep`, `notes`.
     Parts that could not be had are None, with the reason in `notes`.
 
     On a device behind an agent the latency is that of its agent, waited for as a search does; of a device that is only described it is
@@ -70,8 +71,8 @@ def profile(
         measure_there(file, bench, spec, setup, seconds, seed, record, notes, progress)
     graph = _graph(file, notes)
     if graph is None:
-        return Profile({**record, "graph": None, "memory": None, "roofline": None, "table": None, "compatibility": [], "notes": notes},
-                       None, (), ())  # fmt: skip
+        parts = dict.fromkeys(("graph", "memory", "roofline", "table", "energy"))
+        return Profile({**record, **parts, "compatibility": [], "notes": notes}, None, (), ())
     from sartor.hardware.compatibility import check
     from sartor.hardware.onnx_graph import precision_of
 
@@ -85,6 +86,7 @@ def profile(
     model, times = _roofline(graph, device, spec, precision, setup, record, notes)
     tabled = bench.measured and setup.runtime == "onnxruntime" and setup.batch == 1
     record["table"] = _table(graph, bench, precision, setup.threads) if tabled else None
+    record["energy"] = None if model is None else _energy(model, times, spec, precision, setup.threads, notes)
     record["notes"] = notes
     return Profile(record, model, times, moments)
 
@@ -144,6 +146,19 @@ def _roofline(
     if not model.calibrated:
         notes.append("The roofline is not calibrated on measured networks: it says what bounds an op, not how long it takes.")
     return model, times
+
+
+def _energy(model: Roofline, times: Sequence[OpTime], spec: Any, precision: str, threads: int, notes: list[str]) -> dict[str, Any] | None:
+    """Energy by the device's file; of this machine, whose system tells no coefficients, nothing is said unless its file has some."""
+    from sartor.hardware.devices import HOST
+    from sartor.report.profile_energy import energy_record
+
+    try:
+        return energy_record(model, times, spec, precision, threads)
+    except UserError as error:
+        if spec.name != HOST:
+            notes.append(f"There is no energy: {error}.")
+        return None
 
 
 def device_roofline(spec: Any, precision: str, threads: int) -> Roofline:
