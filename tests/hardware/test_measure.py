@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,60 @@ def test_bad_files_and_settings_are_refused(files: list[Path], tmp_path: Path) -
         measure(files[0], seconds=0)
 
 
+def _model(path: Path, nodes: list[object], shape: list[int] | None, weights: dict[str, np.ndarray], kind: str = "FLOAT") -> Path:
+    """An ONNX file with input x (none without a shape) and output y."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    entries = [] if shape is None else [helper.make_tensor_value_info("x", getattr(TensorProto, kind), shape)]
+    arrays = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "odd", entries, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)], arrays)
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    return path
+
+
+def test_what_loads_but_does_not_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    node = helper.make_node
+    counted = [node("NonZero", ["x"], ["n"]), node("Reshape", ["n", "s"], ["r"]), node("Cast", ["r"], ["y"], to=TensorProto.FLOAT)]
+    failing = _model(tmp_path / "failing.onnx", counted, [1, 3, 8, 8], {"s": np.array([7, 11])})
+    with pytest.raises(UserError, match=r"can run on a random input, got .*failing\.onnx"):
+        measure(failing, seconds=0.01)
+    alone = _model(tmp_path / "alone.onnx", [node("Relu", ["w"], ["y"])], None, {"w": np.ones((1, 3), np.float32)})
+    with pytest.raises(UserError, match="from constants alone"):
+        measure(alone, seconds=0.01)
+    for size in (10**6, 2**40):
+        vast = _model(tmp_path / "vast.onnx", [node("Relu", ["x"], ["y"])], [1, 3, size, size], {})
+        with pytest.raises(UserError, match="out of memory"):
+            measure(vast, seconds=0.01)
+
+
+@pytest.mark.parametrize("kind", ["FLOAT16", "INT64", "INT32", "BOOL", "UINT8"])
+def test_inputs_of_other_types_are_made(kind: str, tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    file = _model(tmp_path / "cast.onnx", [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], [1, 4], {}, kind)
+    assert measure(file, seconds=0.01).runs >= 100
+
+
+def test_a_file_in_the_runtimes_own_format_is_no_onnx_file(files: list[Path], tmp_path: Path) -> None:
+    """An agent lets ONNX files through only, and a file may be made to pass for both."""
+    import onnxruntime as ort
+
+    from sartor.hardware.local import LocalDevice
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "net.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    ort.InferenceSession(str(files[0]), options, providers=["CPUExecutionProvider"])
+    data = (tmp_path / "net.ort").read_bytes()
+    assert data[4:8] == b"ORTM" and ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    with pytest.raises(UserError, match="expected an ONNX model"):
+        open_session(data)
+    with pytest.raises(Exception, match=r"protobuf|Protobuf|parse"):
+        LocalDevice().optimise(data)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_interval_covers_and_narrows(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -94,6 +149,12 @@ def test_only_samples_between_fast_references_are_quiet() -> None:
     fast = pacer.fastest_us
     pairs = np.array([[5.0, fast], [50.0, 2 * fast], [5.1, 1.05 * fast], [9.0, 1.3 * fast]])
     assert pacer.quiet(pairs).tolist() == [True, False, True, False]
+
+
+def test_slow_calls_are_not_repeated_for_the_sake_of_a_count() -> None:
+    """A series takes such samples forty times: eight of each would run a network of a second for six minutes more."""
+    assert len(Pacer().samples(lambda: time.sleep(0.03), 0.001)) == 2
+    assert len(Pacer().samples(lambda: None, 1e-6)) == 8
 
 
 def test_quiet_time_ignores_disturbed_moments(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,7 +78,7 @@ def _relay(
             raise Stopped
         now = time.monotonic()
         if now > deadline:
-            return _error("time", "the model took longer than the agent allows")
+            return _error("time", "the model took longer than the agent allows (its --seconds)")
         try:
             line = lines.get(timeout=min(0.25, max(0.01, deadline - now)))
         except queue.Empty:

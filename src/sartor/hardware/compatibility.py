@@ -148,11 +148,7 @@ def _ask_together(ops: Sequence[Op], runtime: str, precision: str, quantize: Qua
             images = np.random.default_rng(0).standard_normal((1, 1, *ops[0].in_shape[1:])).astype(np.float32)
             (quantize or quantize_default)(path, images, Path(folder) / "int8.onnx")
             path = Path(folder) / "int8.onnx"
-        loaded = load(path, Setup(runtime, precision))
-        try:
-            loaded.run()
-        except Exception as error:  # the runtimes' own exception classes, which differ by version
-            raise UserError(f"{runtime} {loaded.version} refuses it: {' '.join(str(error).split())[-200:]}") from error
+        load(path, Setup(runtime, precision))
     if precision != "int8" or runtime != "onnxruntime":
         return []
     found = []

@@ -59,6 +59,7 @@ class LocalDevice:
             options.optimized_model_filepath = str(path)
             options.intra_op_num_threads = 1
             options.log_severity_level = 4
+            options.add_session_config_entry("session.load_model_format", "ONNX")  # as in open_session
             ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
             return path.read_bytes()
 

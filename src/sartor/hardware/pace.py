@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 TOLERANCE = 1.12  # a reference within 12 % of the fastest one is fast; a busy sibling thread costs 40 % and more
+FEWEST = 8  # samples in a row, unless they take longer than a moment: a slow network has enough of them over a whole series
+MOMENT_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Pacer:
     def samples(self, call: Callable[[], object], seconds: float) -> np.ndarray:
         """(n, 2) pairs of time of one call and slower of the two references around it, in µs, gathered for `seconds`."""
         clock = time.perf_counter_ns
-        end = clock() + int(seconds * 1e9)
+        start = clock()
+        end, patient = start + int(seconds * 1e9), start + int(MOMENT_S * 1e9)
         pairs: list[tuple[float, float]] = []
         before = self.reference_us()
         while True:
@@ -55,7 +58,7 @@ class Pacer:
             after = self.reference_us()
             pairs.append(((done - began) / 1e3, max(before, after)))
             before = after
-            if done > end and len(pairs) >= 8:
+            if done > end and (len(pairs) >= FEWEST or done > patient):
                 return np.array(pairs)
 
     def quiet(self, pairs: np.ndarray) -> np.ndarray:

@@ -51,10 +51,10 @@ def installed(name: str) -> str | None:
 
 
 def load(file: Path | str, setup: Setup, seed: int = 0) -> Loaded:
-    """A file, ready to run with a random input.
+    """A file, ready to run with a random input, which it has done once.
 
     Raises UserError for an unknown runtime or one that is not installed, a precision it has not, and a file that is missing, of another
-    kind, or that it cannot load.
+    kind, or that it cannot load or run.
     """
     runtime, path = _known(setup.runtime), Path(file)
     if setup.precision and setup.precision not in runtime.precisions:
@@ -67,6 +67,13 @@ def load(file: Path | str, setup: Setup, seed: int = 0) -> Loaded:
     if installed(setup.runtime) is None:
         raise UserError(f"The runtime {runtime.name} is not installed: install it with  pip install 'sartor[{runtime.extra}]'.")
     found: Loaded = importlib.import_module(f"sartor.hardware.runtimes.{runtime.module}").load(path, setup, seed)
+    try:
+        found.run()
+    except MemoryError:
+        raise
+    except Exception as error:  # the runtimes have classes of their own, which differ by version
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"expected a model that {runtime.name} {found.version} can run on a random input, got {path}: {reason}") from error
     return found
 
 

@@ -13,12 +13,19 @@ from sartor.hardware.runtimes.setup import Loaded, Setup
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+_INPUTS: dict[str, Any] = {
+    "float": np.float32, "uint8": np.uint8, "int8": np.int8, "double": np.float64, "float16": np.float16, "int32": np.int32,
+    "int64": np.int64, "bool": np.bool_,
+}  # fmt: skip
+
 
 def load(file: Path, setup: Setup, seed: int = 0) -> Loaded:
     """A session with its random input. Raises UserError for what ONNX Runtime cannot load."""
     import onnxruntime as ort
 
     session = open_session(file, setup.threads)
+    if not session.get_inputs():
+        raise UserError(f"expected a network with an input, got {file}, which computes from constants alone")
     feeds = synthetic_input(session, setup.batch, seed)
     run: Any = session.run
     name = session.get_inputs()[0].name
@@ -39,6 +46,7 @@ def open_session(model: Path | str | bytes, threads: int = 1, *, optimise: bool 
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
     options.log_severity_level = 4
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # a file may pass for both formats; only this one was checked
     if threads > 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if profile is not None:
@@ -54,12 +62,12 @@ def open_session(model: Path | str | bytes, threads: int = 1, *, optimise: bool 
 
 
 def synthetic_input(session: ort.InferenceSession, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random images for a session's inputs: float inputs standard normal, integer inputs over 0..255; free dimensions become `batch`.
+    """Random images for a session's inputs: float inputs standard normal, integers over 0..126; free dimensions become `batch`.
 
     Raises UserError for inputs that are no arrays of numbers, and for free dimensions other than the first.
     """
     rng = np.random.default_rng(seed)
-    kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(double)": np.float64}
+    kinds = {f"tensor({name})": kind for name, kind in _INPUTS.items()}
     feeds = {}
     for item in session.get_inputs():
         if item.type not in kinds:
@@ -71,6 +79,9 @@ def synthetic_input(session: ort.InferenceSession, batch: int = 1, seed: int = 0
             raise UserError(f"expected batch {item.shape[0]}, which the file fixes for input {item.name!r}, got batch {batch}")
         shape = [batch if place in free else size for place, size in enumerate(item.shape)]
         kind = kinds[item.type]
-        values = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 127, shape)
-        feeds[item.name] = values.astype(kind)
+        try:
+            values = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 127, shape)
+            feeds[item.name] = values.astype(kind)
+        except (MemoryError, ValueError):
+            raise UserError(f"expected inputs that fit into memory, got shape {shape} for input {item.name!r}: out of memory") from None
     return feeds
