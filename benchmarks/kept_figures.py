@@ -98,7 +98,8 @@ def fronts(kept_rows: dict[str, list[Row]]) -> list[str]:
                 continue
             curves = {step: [float(curve(row, tabular, step)[-1]) for row in _of(rows, group, step)] for step in STEPS}
             medians[strategy] = {step: float(np.median(values)) for step, values in curves.items() if values}
-            spans = [_spread(curves[step]) if curves[step] else "-" for step in STEPS]
+            fewer = {step: f" ({len(found)} seeds)" if len(found) < len(rows) else "" for step, found in curves.items()}
+            spans = [_spread(curves[step]) + fewer[step] if curves[step] else "-" for step in STEPS]
             seconds = float(np.median([row.seconds for row in rows]))
             cells.append([strategy, *spans, f"{len(rows)}", f"{seconds:.2g}"])
         if cells:

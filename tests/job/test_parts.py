@@ -19,6 +19,7 @@ from sartor import pareto
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.goals import Goals
+from sartor.hardware.graph import Op
 from sartor.job.conclude import comparison
 from sartor.job.context import Job, timings
 from sartor.job.explore import load_weights, save_weights
@@ -198,3 +199,28 @@ def test_training_time_is_shared_by_cost_and_has_a_floor() -> None:
     assert torch.equal(before, large[0].weight)
     assert all(0 < task.seconds <= 20.0 for task in with_shares(tasks, [small, large], (1, 16, 16), 64, 1e-6))
     assert with_shares([], [], (1, 16, 16), 64, 1.0) == []
+
+
+def test_an_op_that_the_table_lacks_is_measured_when_it_is_met(request_for: Callable[..., SearchRequest]) -> None:
+    """As in `--space macro`, whose joins no sample shows one and all."""
+    job = Job(request_for(), Path("unused"))
+    asked: list[str] = []
+
+    class Table:
+        entries: dict[str, float] = {}
+
+        def ensure(self, ops: list[Op]) -> None:
+            asked.extend(op.signature for op in ops)
+            self.entries.update((op.signature, 0.5) for op in ops)
+
+        def price(self, op: Op) -> float:
+            return self.entries[op.signature]
+
+        def session_ms(self, shape: object) -> float:
+            return 0.0
+
+    job.__dict__["table"] = Table()
+    arch = job.net.smallest
+    ops = [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
+    assert job.predicted(arch)["latency_ms"] == pytest.approx(0.5 * len(ops)) == job.predicted(arch)["latency_ms"]
+    assert sorted(asked) == sorted({op.signature for op in ops})

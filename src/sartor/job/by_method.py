@@ -92,7 +92,7 @@ def _limited(job: Job, method: Callable[..., Any], settings: dict[str, Any]) -> 
     space, factors = job.net.space, job.factors
     session = job.table.session_ms(job.data.input_shape)
     costs = [
-        Cost.of_factors(space, factors, job.table.price, name="latency_ms", constant=session, unit="ms"),
+        Cost.of_factors(space, factors, job.price, name="latency_ms", constant=session, unit="ms"),
         Cost.of_params(space, factors),
         Cost.of_macs(space, factors),
     ]

@@ -169,9 +169,15 @@ class Job:
     def factors(self) -> list[Factor]:
         return list(self.net.factors())
 
+    def price(self, op: Op) -> float:
+        """Latency of an op in ms by the table. What it lacks is measured now: in a space of many paths no sample had every op."""
+        if self.target.measured and op.signature not in self.table.entries:
+            self.table.ensure([op])
+        return self.table.price(op)
+
     @cached_property
     def _price(self) -> CostModel:
-        return CostModel(self.factors, self.table.price)
+        return CostModel(self.factors, self.price)
 
     def refresh_prices(self) -> None:
         """Forget predicted latencies and energies after the table was calibrated anew."""
@@ -208,7 +214,7 @@ class Job:
     def _op_mj(self, op: Op) -> float:
         """Dynamic energy of an op in mJ, at the table's time and the share of the device's cores that work."""
         assert self.energy is not None and self.spec is not None
-        return self.energy.op_mj(op, self.table.price(op), min(1.0, self.request.threads / self.spec.cores))
+        return self.energy.op_mj(op, self.price(op), min(1.0, self.request.threads / self.spec.cores))
 
     @cached_property
     def _dynamic_costs(self) -> CostModel:
@@ -284,7 +290,7 @@ class Job:
                 "act": op.act,
                 "macs": op.macs,
                 "params": op.params,
-                "latency_us": 1e3 * self.table.price(op),
+                "latency_us": 1e3 * self.price(op),
             }
             for op in graph.ops
         ]

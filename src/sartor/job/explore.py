@@ -42,6 +42,7 @@ def build_table(job: Job) -> None:
     if "table" in job.state:
         return
     with job.state.timing("table"):
+        job.progress("list the operations of the space", 0, 1)
         added = job.table.ensure(_space_ops(job), input_shapes=[job.data.input_shape], progress=job.progress)
     with job.state.timing("calibration"):
         quality = _calibrate(job, job.table) if isinstance(job.table, LatencyTable) else {}
@@ -84,6 +85,7 @@ def _calibrate(job: Job, table: LatencyTable) -> dict[str, Any]:
         job.progress("calibrate table", len(picked), len(picked))
     if len(pairs) < 4:
         return {}
+    table.ensure(op for graph, _ in pairs for op in graph.ops)
     found = table.calibrate(pairs)
     return found.to_json()
 

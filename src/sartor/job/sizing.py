@@ -79,6 +79,9 @@ def _step(job: Job, batch: int) -> tuple[_Use, float]:
     y = torch.from_numpy(job.data.train.labels[: len(x)])
     job.net.train()
     job.net.to(memory_format=torch.channels_last)
+    job.progress("look at the space", 0, 2)  # the extremes of a space of cells take minutes to find
+    extremes(job.net, job.rng(5))
+    job.progress("look at the space", 1, 2)
     seconds = {use: _timed(job, x, y, use) for use in (_Use(*pair) for pair in sorted({(1, 1), (cores(), 1), (1, cores())}))}
     best = min(seconds, key=seconds.__getitem__)
     mixed = replace(best, arithmetic="bf16")
@@ -87,6 +90,7 @@ def _step(job: Job, batch: int) -> tuple[_Use, float]:
     except RuntimeError:  # a user's own layers need not take both
         seconds[mixed] = math.inf
     job.net.zero_grad(set_to_none=True)
+    job.progress("look at the space", 2, 2)
     best = mixed if seconds[mixed] < 0.9 * seconds[best] else best
     return best, seconds[best]
 
