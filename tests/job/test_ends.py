@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,6 +244,17 @@ def test_screening_looks_at_ten_thousand_and_keeps_the_front(request_for: Reques
     best = max(pool[row] for row in costs)
     assert best > 0.99  # of thousands that fit, the most accurate guess is kept
     assert explore.screen(job, None) == front and len(seen) == calls  # type: ignore[arg-type]  # resumed: not screened again
+
+
+def test_screening_sees_fewer_where_costs_take_long(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in spaces of cells, where a network is traced for them."""
+    job = Job(request_for(), Path("unused"))
+    clock = itertools.count()
+    monkeypatch.setattr(Job, "predicted", lambda self, arch: {"latency_ms": 1.0})
+    monkeypatch.setattr(explore.time, "perf_counter", lambda: float(next(clock)))  # the trial of 20 takes one second
+    assert explore._affordable(job) == max(600, int(20 * job.plan.screen))
+    job.__dict__["plan"] = replace(job.plan, screen=1e6)
+    assert explore._affordable(job) == 10_000
 
 
 def test_phases_do_not_overlap_so_that_no_time_is_counted_twice(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,7 @@ def load_weights(module: Any, path: Path) -> None:
 # -- screening: a predictor looks at 10,000 architectures ----------------------------------------------------------------
 
 _BREEDINGS = 5  # generations that half of the screened architectures come from
+_PATIENCE = 30.0  # seconds that screening may take at least, however short the run: most spaces need two for all 10,000
 
 
 def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
@@ -160,7 +161,7 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
     that is not larger than those is handed on whole.
 
     Half of the 10,000 are drawn at random, the others bred from the best so far: draws are dense where most architectures are, and few
-    lie near a tight limit or at the ends of the front.
+    lie near a tight limit or at the ends of the front. Where the costs of one take so long that the time does not reach, fewer are seen.
     """
     if "screen" in job.state:
         return [job.canonical(arch) for arch in job.state["screen"]["front"]]
@@ -168,14 +169,14 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
         return list(job.net.space)
     predictor = _learn(job, accuracy)
     with job.state.timing("screen"):
-        space, rng, most = job.net.space, job.rng(4), job.plan.screened
+        space, rng, most = job.net.space, job.rng(4), _affordable(job)
         guesses: dict[Arch, dict[str, float]] = {}
         front: list[Arch] = []
         draws = (space.sample(rng) for _ in range(most // 2))
         news = list(dict.fromkeys([job.net.largest, job.net.smallest, *draws]))  # no set: its order changes from process to process
         for _ in range(_BREEDINGS + 1):
             if news:
-                guesses.update(_guesses(job, predictor, news, len(guesses)))
+                guesses.update(_guesses(job, predictor, news, len(guesses), most))
                 front = _survivors(job, {arch: guesses[arch] for arch in (*front, *news)})
             news = _children(space, front, guesses, most // (2 * _BREEDINGS), rng)
         job.progress("screen", most, most)
@@ -184,14 +185,26 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
     return front
 
 
-def _guesses(job: Job, predictor: Predictor, archs: list[Arch], done: int) -> dict[Arch, dict[str, float]]:
-    """What is predicted of new architectures, after `done` others."""
+def _affordable(job: Job) -> int:
+    """How many architectures there is time to price."""
+    rng = job.rng(6)
+    trial = [job.net.space.sample(rng) for _ in range(20)]
+    job.predicted(trial[0])  # what is made once is not counted
+    start = time.perf_counter()
+    for arch in trial:
+        job.predicted(arch)
+    each = (time.perf_counter() - start) / len(trial)
+    return min(job.plan.screened, max(10 * job.plan.front // 2, int(max(job.plan.screen, _PATIENCE) / each)))
+
+
+def _guesses(job: Job, predictor: Predictor, archs: list[Arch], done: int, most: int) -> dict[Arch, dict[str, float]]:
+    """What is predicted of new architectures, after `done` of `most` others."""
     found = {}
     means, _ = predictor.predict(job.net.space.encode(archs))
     for number, (arch, mean) in enumerate(zip(archs, means, strict=True)):
         found[arch] = {**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), **dict.fromkeys(OF_FILES, 0.0)}
         if number % 500 == 0:
-            job.progress("screen", done + number, job.plan.screened)
+            job.progress("screen", done + number, most)
     return found
 
 
