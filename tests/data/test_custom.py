@@ -102,7 +102,7 @@ def test_a_ready_dataset_keeps_its_splits_and_normalisation(here: str) -> None:
 
 
 def test_mixed_sizes_need_a_size(here: str) -> None:
-    with pytest.raises(UserError, match=r"item 1 is \(3, 6, 6\) and the first \(3, 5, 6\); --input-size"):
+    with pytest.raises(UserError, match=r"item 1 is \(3, 6, 6\) and the first \(3, 5, 6\); resize them with --input-size"):
         load(f"{here}:mixed")
     assert load(f"{here}:mixed", size=7).input_shape == (3, 7, 7)
 

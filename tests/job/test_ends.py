@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sartor import job as jobs
 from sartor import run
@@ -122,7 +123,8 @@ def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
     def deliver(latency_ms: Mapping[str, float], accuracy: Mapping[str, float], **asked: Any) -> Any:
         made: list[str] = []
         fields = {"models": 2, "from_scratch": False, **asked}
-        job = SimpleNamespace(request=SimpleNamespace(**fields), goals=Goals.parse(["accuracy", "latency_ms"], ["latency_ms<=1"]))
+        goals = Goals.parse(["accuracy", "latency_ms"], ["latency_ms<=1"])
+        job = SimpleNamespace(request=SimpleNamespace(**fields), goals=goals, target=SimpleNamespace(measured=True))
         job.folder = tmp_path
         names = [name for name in latency_ms if not name.endswith("-scratch")]
         trials = [
@@ -136,7 +138,7 @@ def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
             return {**record, "training": {"from": task.start}, "predicted": predicted}
 
         monkeypatch.setattr(finish, "make", make)
-        monkeypatch.setattr(finish, "choose", lambda *arguments: trials)
+        monkeypatch.setattr(finish, "choose", lambda *arguments, margin: trials)
         monkeypatch.setattr(finish, "_tasks", lambda job, queue, wanted: [Task(name, "supernet") for name in names[: len(queue)]])
         kept, refused = finish.deliver(job, trials)  # type: ignore[arg-type]
         assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(r["name"] for r in kept)
@@ -246,14 +248,64 @@ def test_screening_looks_at_ten_thousand_and_keeps_the_front(request_for: Reques
     assert explore.screen(job, None) == front and len(seen) == calls  # type: ignore[arg-type]  # resumed: not screened again
 
 
+def test_a_supernet_whose_layers_refuse_bf16_is_trained_anew_in_fp32(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_for()
+    request.save()
+    job = Job(request, Path(request.out))
+    (job.folder / "checkpoints").mkdir(exist_ok=True)
+    job.state.put("sizing", {"threads": 1, "arithmetic": "bf16"})
+    first = {name: value.clone() for name, value in job.net.state_dict().items()}
+    asked: list[str] = []
+
+    def train(net: Any, *arguments: Any, arithmetic: str, checkpoint: Path, **settings: Any) -> Any:
+        asked.append(arithmetic)
+        if arithmetic == "bf16":
+            next(net.parameters()).data.add_(1.0)
+            checkpoint.write_bytes(b"of the other arithmetic")
+            raise RuntimeError("expected scalar type Float but found BFloat16")
+        assert not checkpoint.is_file()
+        assert all(torch.equal(first[name], value) for name, value in net.state_dict().items())
+        return SimpleNamespace(steps=1, epochs=1.0)
+
+    monkeypatch.setattr(explore, "train_sandwich", train)
+    explore.train_supernet(job)
+    assert asked == ["bf16", "fp32"] and job.state["sizing"] == {"threads": 1, "arithmetic": "fp32"}
+    monkeypatch.setattr(explore, "train_sandwich", lambda *arguments, **settings: exec("raise RuntimeError('out of memory')"))
+    del job.state.facts["supernet"]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        explore.train_supernet(job)
+
+
+def test_networks_that_calibrate_the_table_bring_ops_that_it_lacks(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = request_for()
+    request.save()
+    job = Job(request, Path(request.out))
+    known: set[str] = set()
+
+    def calibrate(pairs: list[Any]) -> Any:
+        assert {op.signature for graph, _ in pairs for op in graph.ops} <= known and len(pairs) >= 4
+        return SimpleNamespace(to_json=dict)
+
+    table = SimpleNamespace(ensure=lambda ops: known.update(op.signature for op in ops), calibrate=calibrate)
+    monkeypatch.setattr(Job, "predicted", lambda self, arch: timings(self.net.costs(arch)["macs"]))
+    monkeypatch.setattr(Job, "export", lambda self, module, folder, quick: folder / "model.onnx")
+    monkeypatch.setattr(Job, "clock", lambda self, file, seconds: SimpleNamespace(quiet=1.0, p50=1.0))
+    assert explore._calibrate(job, table) == {}  # type: ignore[arg-type]
+
+
 def test_screening_sees_fewer_where_costs_take_long(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in spaces of cells, where a network is traced for them."""
-    job = Job(request_for(), Path("unused"))
+    request = request_for()
+    job = Job(request, Path(request.out))
+    job.folder.mkdir(parents=True, exist_ok=True)
     clock = itertools.count()
     monkeypatch.setattr(Job, "predicted", lambda self, arch: {"latency_ms": 1.0})
-    monkeypatch.setattr(explore.time, "perf_counter", lambda: float(next(clock)))  # the trial of 20 takes one second
-    assert explore._affordable(job) == max(600, int(20 * job.plan.screen))
+    monkeypatch.setattr(explore.time, "perf_counter", lambda: float(next(clock)))  # a turn of 20 takes one second
+    job.__dict__["plan"] = replace(job.plan, screen=45.0)
+    assert explore._affordable(job) == 900
     job.__dict__["plan"] = replace(job.plan, screen=1e6)
+    assert explore._affordable(job) == 900  # decided once, so that a resumed run screens the same
+    del job.state.facts["screened"]
     assert explore._affordable(job) == 10_000
 
 

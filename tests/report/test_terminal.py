@@ -143,3 +143,6 @@ def test_a_profile_gives_shares_of_the_layers() -> None:
     shown = stream.getvalue()
     assert "m.onnx: 0.400 ms (95 % interval 0.390–0.410, p90 0.500)" in shown and "noisy" in shown
     assert re.search(r"conv +300\.0 +75\.0 %", shown) and re.search(r"fc +100\.0 +25\.0 %", shown)
+    stream = io.StringIO()
+    print_profile({"file": "m.onnx", "threads": 1, "latency": latency, "layers": []}, console(stream))
+    assert "0.400 ms" in stream.getvalue() and "Layers" not in stream.getvalue()  # an agent tells none

@@ -109,7 +109,7 @@ def _items(dataset: Any, what: str, size: tuple[int, int] | None) -> tuple[NDArr
         if images and image.shape != images[0].shape:
             raise UserError(
                 f"{what}: all images must have one size (channels, height, width), item {number} is {image.shape} and the first"
-                f" {images[0].shape}; --input-size (size= in Python) resizes them, and convert them to one mode"
+                f" {images[0].shape}; resize them with --input-size (size= in Python), and convert them to one mode"
             )
         images.append(image)
         labels.append(item[1].item() if hasattr(item[1], "item") and np.ndim(item[1]) == 0 else item[1])

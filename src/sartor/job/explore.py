@@ -23,7 +23,7 @@ from sartor.hardware.graph import Op, trace
 from sartor.hardware.table import LatencyTable
 from sartor.job.context import OF_FILES, Job, timings
 from sartor.predictors.accuracy import Predictor, fit
-from sartor.recipes.sandwich import train_sandwich
+from sartor.recipes.sandwich import SupernetResult, train_sandwich
 from sartor.searchers import make_searcher
 from sartor.store import Store
 from sartor.trial import Trial
@@ -99,26 +99,41 @@ def train_supernet(job: Job) -> None:
     if "supernet" not in job.state:
         with job.state.timing("supernet"):
             torch.set_num_threads(job.state["sizing"]["threads"])
-            result = train_sandwich(
-                job.net,
-                job.data,
-                seconds=job.plan.supernet,
-                batch=batch_size(job),
-                augment=job.policy,
-                initial=job.request.weights,
-                drop_path=0.0,
-                arithmetic=job.state["sizing"].get("arithmetic", "fp32"),
-                workers=job.state["sizing"].get("workers", 1),
-                seed=job.request.seed,
-                checkpoint=job.folder / "checkpoints" / "training.safetensors",
-                progress=job.progress,
-            )
+            try:
+                result = _sandwich(job)
+            except RuntimeError:
+                if job.state["sizing"].get("arithmetic", "fp32") == "fp32":
+                    raise
+                # An option that no net of the sizing had, in a user's own layers, need not take bf16: from the start in fp32.
+                job.state.put("sizing", {**job.state["sizing"], "arithmetic": "fp32"})
+                for part in job.folder.glob("checkpoints/training.*"):
+                    part.unlink()
+                torch.manual_seed(job.request.seed)
+                job.net.load_state_dict(job.build_net().state_dict())
+                result = _sandwich(job)
         save_weights(job.net, weights)
         job.state.put("supernet", {"steps": result.steps, "epochs": result.epochs})
     else:
         load_weights(job.net, weights)
     torch.set_num_threads(cores())
     job.net.eval()
+
+
+def _sandwich(job: Job) -> SupernetResult:
+    return train_sandwich(
+        job.net,
+        job.data,
+        seconds=job.plan.supernet,
+        batch=batch_size(job),
+        augment=job.policy,
+        initial=job.request.weights,
+        drop_path=0.0,
+        arithmetic=job.state["sizing"].get("arithmetic", "fp32"),
+        workers=job.state["sizing"].get("workers", 1),
+        seed=job.request.seed,
+        checkpoint=job.folder / "checkpoints" / "training.safetensors",
+        progress=job.progress,
+    )
 
 
 def batch_size(job: Job) -> int:
@@ -153,6 +168,7 @@ def load_weights(module: Any, path: Path) -> None:
 # -- screening: a predictor looks at 10,000 architectures ----------------------------------------------------------------
 
 _BREEDINGS = 5  # generations that half of the screened architectures come from
+_TRIAL = 20  # architectures that are priced to see how long it takes
 _PATIENCE = 30.0  # seconds that screening may take at least, however short the run: most spaces need two for all 10,000
 
 
@@ -170,15 +186,15 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
     predictor = _learn(job, accuracy)
     with job.state.timing("screen"):
         space, rng, most = job.net.space, job.rng(4), _affordable(job)
-        guesses: dict[Arch, dict[str, float]] = {}
-        front: list[Arch] = []
         draws = (space.sample(rng) for _ in range(most // 2))
         news = list(dict.fromkeys([job.net.largest, job.net.smallest, *draws]))  # no set: its order changes from process to process
-        for _ in range(_BREEDINGS + 1):
+        guesses = _guesses(job, predictor, news, 0, most)
+        front = _survivors(job, guesses)
+        for _ in range(_BREEDINGS):
+            news = _children(space, front, guesses, most // (2 * _BREEDINGS), rng)
             if news:
                 guesses.update(_guesses(job, predictor, news, len(guesses), most))
                 front = _survivors(job, {arch: guesses[arch] for arch in (*front, *news)})
-            news = _children(space, front, guesses, most // (2 * _BREEDINGS), rng)
         job.progress("screen", most, most)
     quality = {k: v for k, v in predictor.quality.items() if isinstance(v, int | float | str)}
     job.state.put("screen", {"front": [dict(a) for a in front], "predictor": quality})
@@ -186,15 +202,17 @@ def screen(job: Job, accuracy: SupernetEvaluator) -> list[Arch]:
 
 
 def _affordable(job: Job) -> int:
-    """How many architectures there is time to price."""
-    rng = job.rng(6)
-    trial = [job.net.space.sample(rng) for _ in range(20)]
-    job.predicted(trial[0])  # what is made once is not counted
-    start = time.perf_counter()
-    for arch in trial:
-        job.predicted(arch)
-    each = (time.perf_counter() - start) / len(trial)
-    return min(job.plan.screened, max(10 * job.plan.front // 2, int(max(job.plan.screen, _PATIENCE) / each)))
+    """How many architectures there is time to price; a resumed run screens as many as it would have."""
+    if "screened" not in job.state:
+        rng = job.rng(6)
+        for _ in range(2):  # what is made once, such as prices of ops, is made in the first turn
+            start = time.perf_counter()
+            for _trial in range(_TRIAL):
+                job.predicted(job.net.space.sample(rng))
+            each = (time.perf_counter() - start) / _TRIAL
+        most = int(max(job.plan.screen, _PATIENCE) / each)
+        job.state.put("screened", min(job.plan.screened, max(5 * job.plan.front, most)))
+    return int(job.state["screened"])
 
 
 def _guesses(job: Job, predictor: Predictor, archs: list[Arch], done: int, most: int) -> dict[Arch, dict[str, float]]:

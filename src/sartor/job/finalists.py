@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from sartor.evaluators.supernet import SupernetEvaluator
 from sartor.job.context import Job
-from sartor.job.finish import choose
+from sartor.job.finish import choose, margin
 from sartor.trial import Trial
 
 #: Candidates looked at again, at most; and beyond the delivered ones at least, however long it takes.
@@ -24,7 +24,7 @@ def look_again(job: Job, trials: Sequence[Trial], accuracy: SupernetEvaluator) -
     where the search has seen all images anyway. Spends at most half of the screening's time; goes on where it was interrupted."""
     if accuracy.images >= len(job.data.validation):
         return list(trials)
-    finalists = choose(trials, job.goals, _MOST)[:_MOST]
+    finalists = choose(trials, job.goals, _MOST, margin=margin(job))[:_MOST]
     known: dict[str, dict[str, float]] = dict(job.state.facts.get("finalists", {}))
     if "finalists" not in job.state:
         closer = SupernetEvaluator(job.net, job.data, images=None, seed=job.request.seed)

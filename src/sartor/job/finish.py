@@ -39,14 +39,15 @@ _MARGIN = 0.05
 _REPAIRS = 8  # candidates in reserve for models whose measured figure breaks a limit
 
 
-def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
+def choose(trials: Sequence[Trial], goals: Goals, count: int, *, margin: float = 0.0) -> list[Trial]:
     """Feasible trials, the most useful first: the best by the first objective, then those of the front that add the most hypervolume, up to
-    `count`; then the others by rank and first objective, to fall back on.
+    `count`; then the others by rank and first objective, to fall back on. If any keeps the limits on time by `margin`, a share of them,
+    only such ones.
 
     Objectives are scaled to the range of the feasible trials, and costs enter by their logarithm, because a millisecond matters more to a
     fast network than to a slow one.
     """
-    feasible = _feasible(trials, goals, count + _REPAIRS)
+    feasible = _feasible(trials, goals, count + _REPAIRS, margin)
     if not feasible:
         return []
     values = np.array([goals.values(t.metrics) for t in feasible])
@@ -64,17 +65,24 @@ def choose(trials: Sequence[Trial], goals: Goals, count: int) -> list[Trial]:
     return [feasible[i] for i in (*picked, *rest)]
 
 
-def _feasible(trials: Sequence[Trial], goals: Goals, least: int) -> list[Trial]:
-    """Trials that keep every limit, those on time by a margin if any does; where fewer than `least` do, also those that miss nothing
-    but a limit on accuracy, the nearest first: shared weights are worse than those that training will give, and such a limit is judged on
-    the trained file."""
+def margin(job: Job) -> float:
+    """By how much candidates should keep a limit on time: what measurements of a file differ by; a modelled latency is one number."""
+    return _MARGIN if job.target.measured else 0.0
+
+
+def _feasible(trials: Sequence[Trial], goals: Goals, least: int, margin: float) -> list[Trial]:
+    """Trials that keep every limit; where fewer than `least` do, also those that miss nothing but a limit on accuracy, the nearest first:
+    shared weights are worse than those that training will give, and such a limit is judged on the trained file. Of either kind only those
+    clear of the limits on time by `margin`, if any is."""
     costs = Goals(goals.objectives, tuple(limit for limit in goals.limits if limit.metric not in ("accuracy", "top5")))
     good = [t for t in trials if t.status == "complete" and np.isfinite(goals.values(t.metrics)).all() and costs.feasible(t.metrics)]
     timed = [limit for limit in goals.limits if METRICS[limit.metric].unit in ("ms", "images/s")]
-    clear = [t for t in good if all(limit.excess(t.metrics) <= -_MARGIN for limit in timed)]
-    good = clear or good
-    kept = [t for t in good if goals.feasible(t.metrics)]
-    near = sorted((t for t in good if not goals.feasible(t.metrics)), key=lambda t: goals.violation(t.metrics))
+
+    def clear(some: list[Trial]) -> list[Trial]:
+        return [t for t in some if all(limit.excess(t.metrics) <= -margin for limit in timed)] or some
+
+    kept = clear([t for t in good if goals.feasible(t.metrics)])
+    near = clear(sorted((t for t in good if not goals.feasible(t.metrics)), key=lambda t: goals.violation(t.metrics)))
     return kept + near[: max(0, least - len(kept))]
 
 
@@ -178,7 +186,7 @@ def deliver(job: Job, trials: Sequence[Trial]) -> tuple[list[dict[str, Any]], li
     Returns:
         (records that keep every limit, refused ones with the reason).
     """
-    queue = choose(trials, job.goals, job.request.models)
+    queue = choose(trials, job.goals, job.request.models, margin=margin(job))
     wanted = min(job.request.models, len(queue))
     queue = queue[: job.request.models + _REPAIRS]
     tasks = _tasks(job, queue, wanted)
@@ -215,8 +223,8 @@ def _tasks(job: Job, queue: Sequence[Trial], wanted: int) -> list[Task]:
         named = [Task(f"s{n:02d}", start, dict(job.net.space.labels(t.arch))) for n, t in enumerate(queue, start=1)]
         modules = [module_of(job, task) for task in named[:wanted]]
         shared = with_shares(named[:wanted], modules, job.data.input_shape, batch_size(job), job.plan.finish)
-        usual: dict[str, Any] = {"seconds": float(np.median([task.seconds for task in shared])), "arithmetic": shared[0].arithmetic}
-        job.state.put("tasks", [asdict(task) for task in (*shared, *(replace(task, **usual) for task in named[wanted:]))])
+        usual = float(np.median([task.seconds for task in shared]))
+        job.state.put("tasks", [asdict(task) for task in (*shared, *(replace(task, seconds=usual) for task in named[wanted:]))])
     tasks = [Task(**task) for task in job.state["tasks"]]
     both = [*tasks[:wanted], *(map(_scratch, tasks[:wanted]) if job.request.from_scratch else ())]
     train_all(job, [task for task in both if f"model:{task.name}" not in job.state])
