@@ -30,7 +30,7 @@ class Constrained(Goals):
     soft: `max(0, g)` of each limit is a further objective; methods with one figure of merit add `weight` times their sum.
     progressive: hard, but a relative excess up to `eps_t = initial * exp(-t / tau)` is still feasible. The time t is the largest trial
         number among those that are compared, hence a function of the history; a method that keeps a score for good judges a trial by
-        the limit of its own time.
+        the limit of its own time. What is only predicted (by bayes, bananas, pnas, dpp-net) is held against the limit itself so far.
 
     Args:
         weight: of penalty, hinge and soft; above zero.
