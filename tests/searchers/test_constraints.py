@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from sartor import pareto
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
-from sartor.goals import Goals
+from sartor.goals import Goals, parse_limit
 from sartor.run import search
 from sartor.searchers import SEARCHERS, make_searcher
-from sartor.searchers.constraints import Constrained, constrained, deductions, scores
+from sartor.searchers.constraints import Constrained, at_present, constrained, deductions, scores, slack
+from sartor.searchers.memory import forecast
+from sartor.searchers.surrogate import bound_loss
 from sartor.trial import Trial
 
 GOALS = Goals.parse(["accuracy", "latency"], ["latency=2ms", "params<=1M"])
@@ -56,6 +58,24 @@ def test_progressive_limits_tighten_with_the_trials() -> None:
     assert goals.violation(early.metrics) == 0.5  # no time: the final limit
 
 
+def test_the_present_slack_stays_where_a_search_within_a_step_counts_for_itself() -> None:
+    goals, known = constrained(GOALS, "progressive", initial=1.0, tau=10), [trial(number=10)]
+    assert math.isclose(slack(goals, known), math.exp(-1)) and slack(GOALS, known) == slack(constrained(GOALS, "soft"), known) == 0
+    within = at_present(goals, known)
+    for number in (0, 10, 10_000):
+        assert math.isclose(within.table([trial(latency_ms=3.0, number=number)])[1][0], 0.5 - math.exp(-1))
+    assert at_present(GOALS, known) is GOALS
+    assert bound_loss(parse_limit("latency=2ms"), 0.5) == 3.0 and bound_loss(parse_limit("accuracy>=80%"), 0.5) == 0.6
+    assert bound_loss(parse_limit("throughput>=100"), 0.5) == 0.02 and bound_loss(parse_limit("throughput>=100"), 1.0) == math.inf
+
+
+def test_a_forecast_excuses_what_the_trials_are_excused() -> None:
+    goals = constrained(GOALS, "progressive", initial=1.0, tau=10)
+    known = [Trial(i, Arch({f"c{k}": 0 for k in range(5)}), {"accuracy": 0.5, "latency_ms": 4.5, "params": 1e5}) for i in range(4)]
+    _, violations = forecast(SPACE, goals, known)([known[0].arch])
+    assert math.isclose(violations[0], 1.25 - math.exp(-0.3))
+
+
 @pytest.mark.parametrize("form", ["hard", "penalty", "hinge", "soft", "progressive"])
 def test_what_is_missing_is_never_feasible(form: str) -> None:
     trials = [Trial(0, Arch({}), {"accuracy": 0.9}), Trial(1, Arch({}), {}, status="failed", error="x"), trial()]
@@ -92,3 +112,21 @@ def test_every_searcher_takes_every_form(name: str, form: str) -> None:
     goals = constrained(GOALS, form, weight=0.01, tau=30)  # type: ignore[arg-type]  # the parameter is a plain string
     result = search(make_searcher(name, SPACE, goals, **SETTINGS.get(name, {})), evaluate, goals=GOALS, space=SPACE, budget=30, batch=5)
     assert len(result.trials) == 30 and not any(t.status == "failed" for t in result.trials)
+
+
+def proposals(name: str, goals: Goals) -> list[Arch]:
+    def evaluate(arch: Arch, fidelity: float = 1.0) -> dict[str, float]:
+        return {"accuracy": math.sin(sum(arch.values())) / 2 + 0.5, "latency_ms": 1.0 + sum(arch.values())}
+
+    searcher = make_searcher(name, SPACE, goals, **SETTINGS.get(name, {}))
+    return [t.arch for t in search(searcher, evaluate, goals=goals, space=SPACE, budget=40, batch=4).trials]
+
+
+@pytest.mark.parametrize("name", sorted(SEARCHERS))
+def test_a_progressive_limit_lies_between_none_and_a_hard_one(name: str) -> None:
+    """While it excuses everything it is no limit, and once it excuses nothing it is a hard one: for what is predicted, too."""
+    free, limited = Goals.parse(["accuracy", "latency"]), Goals.parse(["accuracy", "latency"], ["latency=5ms"])
+    excusing = constrained(limited, "progressive", initial=1e9, tau=5)  # 4e5 after forty trials
+    strict = constrained(limited, "progressive", initial=1e-12, tau=5)
+    assert proposals(name, excusing) == proposals(name, free)
+    assert proposals(name, strict) == proposals(name, limited)

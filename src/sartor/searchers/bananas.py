@@ -18,9 +18,10 @@ from sartor.errors import UserError
 from sartor.goals import Goals
 from sartor.predictors.ensemble import MLPEnsemble, fit_mlp
 from sartor.searchers.base import Fold, Visited
+from sartor.searchers.constraints import slack
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.gp import Floats
-from sartor.searchers.surrogate import View, Warp, best_and_latest, loss
+from sartor.searchers.surrogate import View, Warp, best_and_latest, bound_loss
 from sartor.trial import Proposal, Trial
 
 
@@ -90,7 +91,7 @@ class Bananas:
                 parents = [state.kept[i].arch for i in _best(self._goals, state.kept, self._parents)]
                 candidates = self._mutants(state.visited, parents, max(self._pool, 2 * n), rng)
                 rows = self._embedding.rows(candidates)
-                for i in self._choose(models, rows, n, rng):
+                for i in self._choose(models, rows, slack(self._goals, state.kept), n, rng):
                     state.visited.add(candidates[i])
                     proposals.append(Proposal(candidates[i]))
             while len(proposals) < n and (arch := state.visited.draw(rng)) is not None:
@@ -131,8 +132,10 @@ class Bananas:
                 found[arch] = None
         return list(found)
 
-    def _choose(self, models: dict[str, tuple[MLPEnsemble, Warp]], rows: Floats, n: int, rng: np.random.Generator) -> list[int]:
-        """The best `n` candidates by one independent draw each."""
+    def _choose(
+        self, models: dict[str, tuple[MLPEnsemble, Warp]], rows: Floats, slack: float, n: int, rng: np.random.Generator
+    ) -> list[int]:
+        """The best `n` candidates by one independent draw each; a relative excess of `slack` over a limit is excused."""
         if not len(rows):
             return []
         draws = {}
@@ -142,7 +145,7 @@ class Bananas:
         excess = np.zeros(len(rows))
         for limit in self._view.limits:
             if limit.key in models:
-                bound = float(models[limit.key][1](np.array([loss(limit.metric, limit.bound)]))[0])
+                bound = float(models[limit.key][1](np.array([bound_loss(limit, slack)]))[0])
                 excess += np.maximum(draws[limit.key] - bound, 0.0)
         values = np.column_stack([draws[name] for name in self._view.names])
         return [int(i) for i in pareto.survivors(values, n, excess)]

@@ -20,6 +20,7 @@ from sartor.arch import Arch, Space
 from sartor.errors import UserError
 from sartor.goals import METRICS, Goals
 from sartor.searchers.base import Fold, Visited
+from sartor.searchers.constraints import slack
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.gp import Floats, Hyper, Kernel, Tracked
 from sartor.searchers.pool import Pool
@@ -238,25 +239,26 @@ class BayesianOptimisation:
     # -- the proposals ----------------------------------------------------------------------------------------------------
 
     def _model_based(self, state: _State, waiting: list[Arch], n: int, rng: np.random.Generator) -> list[Arch]:
-        prospect = self._whole(state, waiting) if self._pool.is_whole else self._sampled(state, waiting, rng)
+        promise = self._promise.eased(slack(self._goals, state.kept))
+        prospect = self._whole(state, waiting, promise) if self._pool.is_whole else self._sampled(state, waiting, promise, rng)
         if prospect is None:
             return []
         candidates, belief, levels = prospect.candidates, prospect.belief, prospect.levels
         if self._acquisition == "thompson":
-            return self._promise.thompson(prospect, n, rng)
+            return promise.thompson(prospect, n, rng)
         found: list[Arch] = []
         free = candidates.free.copy()
         while len(found) < n and free.any():
-            scores = self._promise.scores(levels, belief, rng, prospect.usual, free)
+            scores = promise.scores(levels, belief, rng, prospect.usual, free)
             chosen = int(rng.choice(np.flatnonzero(free & (scores == scores[free].max()))))
             free[chosen] = False
             found.append(candidates.archs[chosen])
             if len(found) < n:
-                levels = self._promise.believed(levels, belief, np.array([chosen]))
+                levels = promise.believed(levels, belief, np.array([chosen]))
                 belief = {key: one.believe(chosen) for key, one in belief.items()}
         return found
 
-    def _whole(self, state: _State, waiting: Sequence[Arch]) -> Prospect | None:
+    def _whole(self, state: _State, waiting: Sequence[Arch], promise: Promise) -> Prospect | None:
         """All architectures of a small space."""
         belief = self._everywhere(state)
         if belief is None:
@@ -264,12 +266,12 @@ class BayesianOptimisation:
         levels = self._levels(state, {key: one.warp for key, one in belief.items()})
         places = [self._pool.position[arch] for arch in waiting]
         if places:
-            levels = self._promise.believed(levels, belief, np.array(places))
+            levels = promise.believed(levels, belief, np.array(places))
         for place in places:
             belief = {key: one.believe(place) for key, one in belief.items()}
-        return Prospect(self._pool.unvisited(state.visited), belief, levels, self._promise.usual(belief))
+        return Prospect(self._pool.unvisited(state.visited), belief, levels, promise.usual(belief))
 
-    def _sampled(self, state: _State, waiting: Sequence[Arch], rng: np.random.Generator) -> Prospect | None:
+    def _sampled(self, state: _State, waiting: Sequence[Arch], promise: Promise, rng: np.random.Generator) -> Prospect | None:
         """A pool of candidates from a large space."""
         models = self._models(state)
         if models is None:
@@ -279,12 +281,12 @@ class BayesianOptimisation:
         pending = self._embedding.rows(waiting)
         levels = self._levels(state, {key: model.warp for key, model in models.items()})
         if waiting:
-            levels = self._promise.believed(levels, beliefs(models, pending, pending[:0]), np.arange(len(waiting)))
+            levels = promise.believed(levels, beliefs(models, pending, pending[:0]), np.arange(len(waiting)))
 
-        def promise(rows: Floats) -> Floats:
-            return self._promise.scores(levels, beliefs(models, rows, pending), rng)
+        def promised(rows: Floats) -> Floats:
+            return promise.scores(levels, beliefs(models, rows, pending), rng)
 
-        candidates = self._pool.candidates(state.visited, parents, promise, rng)
+        candidates = self._pool.candidates(state.visited, parents, promised, rng)
         return Prospect(candidates, beliefs(models, candidates.rows, pending), levels) if candidates.archs else None
 
     def _levels(self, state: _State, warps: Mapping[str, Warp]) -> Floats:

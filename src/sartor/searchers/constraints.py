@@ -7,8 +7,9 @@ A searcher compares trials by :meth:`Goals.table` alone, so the form of a constr
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,7 +31,7 @@ class Constrained(Goals):
     soft: `max(0, g)` of each limit is a further objective; methods with one figure of merit add `weight` times their sum.
     progressive: hard, but a relative excess up to `eps_t = initial * exp(-t / tau)` is still feasible. The time t is the largest trial
         number among those that are compared, hence a function of the history; a method that keeps a score for good judges a trial by
-        the limit of its own time. What is only predicted (by bayes, bananas, pnas, dpp-net) is held against the limit itself so far.
+        the limit of its own time, and what is only predicted is held against the limit of the time of the prediction.
 
     Args:
         weight: of penalty, hinge and soft; above zero.
@@ -82,8 +83,8 @@ class Constrained(Goals):
         rows = [trial.metrics if trial.status == "complete" else {} for trial in trials]
         width = len(self.objectives) + (len(self.limits) if self.form == "soft" else 0)
         values = np.array([self.values(row) for row in rows]).reshape(len(rows), width)
-        slack = tightened(self.initial, 0.0, max((t.number for t in trials), default=0), self.tau) if self.form == "progressive" else 0.0
-        return values, np.array([self._violation(row, slack) for row in rows], dtype=float)
+        excused = slack(self, trials)
+        return values, np.array([self._violation(row, excused) for row in rows], dtype=float)
 
 
 def constrained(goals: Goals, form: Form, *, weight: float = 1.0, initial: float = 1.0, tau: float = 100.0) -> Constrained:
@@ -93,6 +94,19 @@ def constrained(goals: Goals, form: Form, *, weight: float = 1.0, initial: float
         UserError: as :class:`Constrained`.
     """
     return Constrained(goals.objectives, goals.limits, form, weight, initial, tau)
+
+
+def slack(goals: Goals, trials: Sequence[Trial]) -> float:
+    """The relative excess over a limit that is excused when these trials are known: eps_t of progressive limits, 0 of all others."""
+    if not isinstance(goals, Constrained) or goals.form != "progressive":
+        return 0.0
+    return tightened(goals.initial, 0.0, max((trial.number for trial in trials), default=0), goals.tau)
+
+
+def at_present(goals: Goals, trials: Sequence[Trial]) -> Goals:
+    """Goals that excuse now and for good what `goals` excuse when these trials are known: for a search within a step of the search."""
+    excused = slack(goals, trials)
+    return replace(goals, initial=excused, tau=sys.float_info.max) if isinstance(goals, Constrained) and excused > 0 else goals
 
 
 def deductions(goals: Goals, trials: Sequence[Trial]) -> np.ndarray:

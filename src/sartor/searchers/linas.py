@@ -17,6 +17,7 @@ from sartor.arch import Arch, Space
 from sartor.errors import UserError
 from sartor.goals import Goals
 from sartor.searchers.base import Fold, Visited
+from sartor.searchers.constraints import at_present
 from sartor.searchers.embedding import Embedding, Features
 from sartor.searchers.nsga2 import NSGA2
 from sartor.searchers.surrogate import Warp, best_and_latest, losses, metric_value, modelled
@@ -127,9 +128,10 @@ class Linas:
         if any(name not in models for name in self._goals.objectives):
             return []
         population, generations = self._inner
-        values, violations = self._goals.table(trials)
+        goals = at_present(self._goals, trials)  # the inner search's own trial numbers are no time
+        values, violations = goals.table(trials)
         start = [trials[i].arch for i in pareto.survivors(values, population, violations)]
-        inner = NSGA2(self._space, self._goals, population=max(population, len(set(start))), initial=start)
+        inner = NSGA2(self._space, goals, population=max(population, len(set(start))), initial=start)
         found: list[Trial] = []
         rng = np.random.default_rng(seed)
         for _ in range(generations + 1):
@@ -139,7 +141,7 @@ class Linas:
             found += self._predicted(models, asked, len(found))
         known = {trial.arch for trial in trials}
         new = [trial for trial in found if trial.arch not in known]
-        values, violations = self._goals.table(new)
+        values, violations = goals.table(new)
         return [new[i].arch for i in pareto.survivors(values, 4 * self._population, violations)]
 
     def _train(self, trials: list[Trial]) -> dict[str, tuple[KernelModel, Warp]]:

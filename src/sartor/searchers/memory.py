@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sartor.arch import Arch, Space
 from sartor.goals import Goals
-from sartor.searchers.constraints import Constrained
+from sartor.searchers.constraints import Constrained, slack
 from sartor.searchers.variation import ordered
 from sartor.trial import Trial
 
@@ -75,12 +75,13 @@ def forecast(space: Space, goals: Goals, trials: Sequence[Trial]) -> Callable[[S
     archs = [trial.arch for trial in taught]
     # In the forms in which objectives pay for an excess, the objectives hold it already.
     limits = () if isinstance(goals, Constrained) and goals.form not in ("hard", "progressive") else goals.limits
+    excused = slack(goals, trials)
     models = [fitted(space, archs, column) for column in values[sane].T]
     excesses = [fitted(space, archs, np.array([limit.excess(trial.metrics) for trial in taught], dtype=float)) for limit in limits]
 
     def predict(candidates: Sequence[Arch]) -> tuple[Floats, Floats]:
         columns = np.array([model(candidates) for model in models]).reshape(values.shape[1], len(candidates)).T
-        over = np.array([np.maximum(0.0, model(candidates)) for model in excesses]).reshape(len(limits), len(candidates))
+        over = np.array([np.maximum(0.0, model(candidates) - excused) for model in excesses]).reshape(len(limits), len(candidates))
         return columns, over.sum(axis=0)
 
     return predict

@@ -13,7 +13,7 @@ from sartor.arch import Arch
 from sartor.searchers import acquisition as acq
 from sartor.searchers.gp import Floats
 from sartor.searchers.pool import Candidates
-from sartor.searchers.surrogate import WORKS, Belief, View, loss
+from sartor.searchers.surrogate import WORKS, Belief, View, bound_loss
 
 _DRAWS = 32  # samples of the sampled acquisitions
 _JOINT = 500  # candidates of a joint draw
@@ -37,10 +37,15 @@ class Prospect:
 class Promise:
     """Args:
     reference: the corner of the hypervolume `(objectives,)` as losses; None to take it from what is believed.
+    slack: relative excess over a limit that is excused (:func:`sartor.searchers.constraints.slack`).
     """
 
-    def __init__(self, view: View, reference: Floats | None = None) -> None:
-        self._view, self._reference = view, reference
+    def __init__(self, view: View, reference: Floats | None = None, slack: float = 0.0) -> None:
+        self._view, self._reference, self._slack = view, reference, slack
+
+    def eased(self, slack: float) -> Promise:
+        """The same with another excess excused."""
+        return Promise(self._view, self._reference, slack)
 
     def scores(
         self,
@@ -145,7 +150,7 @@ class Promise:
         for limit in self._view.limits:
             if limit.key in belief:
                 one = belief[limit.key]
-                bound = float(one.warp(np.array([loss(limit.metric, limit.bound)]))[0])
+                bound = float(one.warp(np.array([bound_loss(limit, self._slack)]))[0])
                 total += acq.log_probability_below(one.mean, one.deviation, bound)
         return total + self._log_works(belief[WORKS]) if WORKS in belief else total
 
@@ -178,7 +183,7 @@ class Promise:
         total = np.zeros(len(next(iter(draw.values()))))
         for limit in self._view.limits:
             if limit.key in draw:
-                bound = float(belief[limit.key].warp(np.array([loss(limit.metric, limit.bound)]))[0])
+                bound = float(belief[limit.key].warp(np.array([bound_loss(limit, self._slack)]))[0])
                 total += np.maximum(draw[limit.key] - bound, 0.0)
         return total
 

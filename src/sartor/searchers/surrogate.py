@@ -40,6 +40,12 @@ def loss(metric: str, value: float) -> float:
     return 1 / float(value) if np.isfinite(value) and value > 0 else np.nan
 
 
+def bound_loss(limit: Limit, slack: float = 0.0) -> float:
+    """The loss beyond which a limit's relative excess is above `slack`; +inf where no value's is."""
+    found = loss(limit.metric, limit.bound * (1 + slack if limit.upper else 1 - slack))
+    return float("inf") if np.isnan(found) else found
+
+
 def metric_value(metric: str, value: float) -> float:
     """Inverse of :func:`loss`."""
     about = METRICS[metric]
