@@ -182,3 +182,21 @@ def test_signature_ignores_names_and_places_and_nothing_else() -> None:
     assert op.signature == Op("conv", (8, 4, 4), (8, 4, 4), kernel=3, groups=8, act="relu", name="b").signature
     changes: list[dict[str, Any]] = [{"groups": 1}, {"act": ""}, {"kernel": 5}, {"stride": 2}, {"dilation": 2}, {"in_shape": (16, 4, 4)}]
     assert len({replace(op, **change).signature for change in changes} | {op.signature}) == len(changes) + 1
+
+
+class Passed(nn.Module):
+    """A convolution's result is read as it is, through a module that passes it on, and by a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.same, self.act = nn.Conv2d(3, 3, 1), nn.Identity(), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        kept: torch.Tensor = self.same(y)
+        return self.act(y) + kept
+
+
+def test_no_convolution_takes_in_an_activation_that_is_not_its_only_reader() -> None:
+    graph = trace(Passed(), (3, 4, 4))
+    assert [(op.kind, op.act, op.inputs) for op in graph] == [("conv", "", (-1,)), ("act", "relu", (0,)), ("add", "", (1, 0))]

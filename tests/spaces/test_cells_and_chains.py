@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.extract import Net, space_of
-from sartor.hardware import trace
+from sartor.hardware import CostModel, OpGraph, trace
+from sartor.recipes.cost_term import Cost
 from sartor.request import SPACES as NAMED
 from sartor.spaces import NETWORKS, branches, build, macro, nasnet
 
@@ -38,6 +39,7 @@ def _net(name: str) -> Net:
 
 
 NETS = {name: _net(name) for name in MAKE}
+DEEP = nasnet.NasNet((3, 8, 8), 4, channels=4, cells=2)
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -101,6 +103,31 @@ def test_costs_are_those_of_the_plain_network(name: str) -> None:
         costs = net.costs(arch)
         assert costs["params"] == sum(p.numel() for p in plain.parameters())
         assert costs["macs"] == trace(plain, (3, 8, 8)).macs
+
+
+def placed(graph: OpGraph) -> list[tuple[str, tuple[int, ...]]]:
+    return [(op.signature, op.inputs) for op in graph]
+
+
+@settings(max_examples=15)
+@given(st.integers(0, 2**32 - 1))
+def test_the_graph_of_nasnet_cells_is_that_of_the_plain_network(seed: int) -> None:
+    net: Any = DEEP
+    arch = net.space.sample(np.random.default_rng(seed))
+    plain = net.extract(arch)
+    graph = net.graph(arch)
+    assert placed(graph) == placed(trace(plain, (3, 8, 8)))
+    assert net.costs(arch)["params"] == sum(p.numel() for p in plain.parameters())
+    assert CostModel(net.factors(), lambda op: float(op.macs))(arch) == graph.macs
+
+
+def test_operations_that_depend_on_every_choice_are_not_listed() -> None:
+    factors = nasnet.NasNet((3, 8, 8), 4, channels=4).factors()
+    uniform = {name: dict.fromkeys(range(len(options)), 1 / len(options)) for name, options in nasnet.make_space().choices.items()}
+    with pytest.raises(UserError, match="depend on 50 choices together"):
+        CostModel(factors, lambda op: float(op.macs))(uniform)
+    with pytest.raises(UserError, match="strategy that proposes single architectures"):
+        Cost.of_macs(nasnet.make_space(), factors)
 
 
 @pytest.mark.parametrize("name", ["nasnet", "macro", "branches"])

@@ -73,7 +73,7 @@ class _Builder:
         self.ops: list[Op] = []
         self.producer: dict[Node, int] = {}  # node -> op that makes its value, -1 for the graph's input
         self.normed: set[int] = set()
-        self.single: dict[int, bool] = {}  # op -> its latest value has one reader, so that it can absorb it
+        self.single: dict[int, bool] = {}  # op -> its value has one reader, so that it can absorb it
         for node in traced.graph.nodes:
             if node.op == "placeholder":
                 self.producer[node] = -1
@@ -147,7 +147,8 @@ class _Builder:
 
     def _alias(self, node: Node, producer: int) -> None:
         self.producer[node] = producer
-        self.single[producer] = len(node.users) == 1
+        # A value that several read has several readers, whatever passes it on unchanged to one of them.
+        self.single[producer] = self.single.get(producer, True) and len(node.users) == 1
 
     def _absorbs(self, producer: int) -> bool:
         return producer >= 0 and self.single[producer] and not self.ops[producer].act and self.ops[producer].kind in _FUSES

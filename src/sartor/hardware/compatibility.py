@@ -7,7 +7,6 @@ takes back to floats in an int8 file, is told in its own words.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sartor.errors import UserError
-from sartor.hardware.cost import Factor
+from sartor.hardware.cost import Factor, combinations
 from sartor.hardware.graph import Op
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def check_space(factors: Iterable[Factor], choices: Mapping[str, Sequence[object
     """
     found: dict[tuple[object, ...], Option] = {}
     for factor in factors:
-        grid = list(itertools.product(*(range(len(choices[choice])) for choice in factor.scope)))
+        grid = list(combinations(factor, {name: range(len(options)) for name, options in choices.items()}))
         said = {indices: {(f.level, f.reason): f for f in check(factor.at(indices), device)} for indices in grid}
         for key in dict.fromkeys(key for findings in said.values() for key in findings):
             hit = {indices for indices in grid if key in said[indices]}

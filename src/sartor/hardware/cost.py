@@ -8,7 +8,8 @@ This is ProxylessNAS' expected latency (Cai et al. 2019, section 3.3.1, equation
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,24 @@ class Factor:
         if ops is None:
             ops = self._cache[indices] = tuple(self.ops(indices))
         return ops
+
+
+MOST_COMBINATIONS = 1_000_000  # of options in one factor, beyond which nobody would wait for their list
+
+
+def combinations(factor: Factor, allowed: Mapping[str, Sequence[int]]) -> Iterator[Indices]:
+    """Every combination of the factor's choices, of the options allowed.
+
+    Raises:
+        UserError: where they are too many, as in a space whose operations depend on the wiring of the whole network.
+    """
+    options = [allowed[name] for name in factor.scope]
+    if math.prod(map(len, options)) > MOST_COMBINATIONS:
+        raise UserError(
+            f"the operations of this space depend on {len(options)} choices together, which cannot be listed: search it by "
+            "a strategy that proposes single architectures (evolution, nsga2, bayes, random), on a device without restrictions of the space"
+        )
+    return itertools.product(*options)
 
 
 class CostModel:
@@ -78,7 +97,9 @@ class CostModel:
         import numpy as np
 
         shape = [len(mixture) for mixture in mixtures]
-        prices = [self._price(number, indices) for indices in itertools.product(*mixtures)]
+        scope = self.factors[number].scope
+        at = combinations(self.factors[number], {name: list(mixture) for name, mixture in zip(scope, mixtures, strict=True)})
+        prices = [self._price(number, indices) for indices in at]
         result: Any = np.array(prices, dtype=np.float64).reshape(shape)
         for mixture in reversed(mixtures):
             result = _contract_last(result, list(mixture.values()))
@@ -126,7 +147,7 @@ def all_ops(factors: Iterable[Factor], options: Mapping[str, int]) -> list[Op]:
     """
     found: dict[str, Op] = {}
     for factor in factors:
-        for indices in itertools.product(*(range(options[choice]) for choice in factor.scope)):
+        for indices in combinations(factor, {name: range(count) for name, count in options.items()}):
             for op in factor.at(indices):
                 found.setdefault(op.signature, op)
     return list(found.values())

@@ -6,7 +6,6 @@ weights, hence differentiable (ProxylessNAS, Cai et al. 2019, section 3.3.1, equ
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from sartor.arch import Space
 from sartor.errors import UserError
-from sartor.hardware.cost import Factor
+from sartor.hardware.cost import Factor, combinations
 from sartor.hardware.graph import Op
 from sartor.recipes.elimination import Potential
 
@@ -48,8 +47,9 @@ class Cost:
         constant=table.session_ms(net.input_shape), unit="ms")``. Options that the space does not allow are not priced."""
         tables: list[Potential] = []
         for factor in factors:
+            every = combinations(factor, space.allowed)
             values = np.zeros([len(space.choices[c]) for c in factor.scope])
-            for at in itertools.product(*(space.allowed[c] for c in factor.scope)):
+            for at in every:
                 values[at] = sum(price(op) for op in factor.at(at))
             if values.any():
                 tables.append(Potential(factor.scope, values))

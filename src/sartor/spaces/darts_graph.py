@@ -4,37 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from sartor.hardware.graph import Op, OpGraph
 from sartor.layers.primitives import activated
 from sartor.spaces.darts_eval import Edges, Genotype, reductions
+from sartor.spaces.op_writer import OpWriter
 
 Shape = tuple[int, int, int]
 
 
-class _Writer:
-    """Ops so far, and the parameters that torch counts: weights, and two per channel of a batch normalisation."""
-
-    def __init__(self) -> None:
-        self.ops: list[Op] = []
-        self.shapes: list[Shape] = []
-        self.numel = 0
-
-    def add(self, kind: str, name: str, inputs: tuple[int, ...], in_shape: Shape, out_shape: Shape, **fields: Any) -> int:
-        self.ops.append(Op(kind, in_shape, out_shape, inputs=inputs, name=name, **fields))
-        self.shapes.append(out_shape)
-        return len(self.ops) - 1
-
-    def conv(
-        self, name: str, source: int, outputs: int, *, shape: Shape | None = None, norm: bool = True, stride: int = 1, **fields: Any
-    ) -> int:
-        channels, height, width = shape or self.shapes[source]
-        out = (outputs, -(-height // stride), -(-width // stride))
-        index = self.add("conv", name, (source,), (channels, height, width), out, stride=stride, **fields)
-        self.numel += self.ops[index].params - outputs + (2 * outputs if norm else 0)
-        return index
-
+class _Writer(OpWriter):
     def norm(self, name: str, source: int) -> int:
         """A normalisation that no convolution takes in."""
         self.numel += 2 * self.shapes[source][0]
@@ -47,9 +26,6 @@ class _Writer:
         )
         shape = (outputs, *self.shapes[halves[0]][1:])
         return self.norm(f"{name}.norm", self.add("concat", f"{name}.cat", halves, shape, shape))
-
-    def relu(self, name: str, source: int) -> int:
-        return self.add("act", name, (source,), self.shapes[source], self.shapes[source], act="relu")
 
     def operation(self, op: str, name: str, source: int, stride: int, pool_norm: bool) -> int:
         channels, height, width = self.shapes[source]

@@ -7,7 +7,6 @@ the cache, or a microcontroller's SRAM; blocks expand no further than int8 range
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +16,7 @@ import numpy as np
 
 from sartor.arch import Label, Space
 from sartor.errors import UserError
-from sartor.hardware.cost import Factor
+from sartor.hardware.cost import Factor, combinations
 from sartor.hardware.graph import Op, OpGraph
 from sartor.hardware.spec import DeviceSpec
 
@@ -224,18 +223,18 @@ class _Rows:
 
 
 def _rows(space: Space, factor: Factor, rules: Rules, allowed: Mapping[str, list[int]], known: dict[str, str | None]) -> _Rows:
-    combinations: list[tuple[int, ...]] = []
+    kept: list[tuple[int, ...]] = []
     reasons: list[str | None] = []
-    for indices in itertools.product(*(allowed[name] for name in factor.scope)):
+    for indices in combinations(factor, allowed):
         ops = factor.at(indices)
         if not ops:
             continue
         for op in ops:
             if op.signature not in known:
                 known[op.signature] = rules.objection(op)
-        combinations.append(indices)
+        kept.append(indices)
         reasons.append(next((known[op.signature] for op in ops if known[op.signature] is not None), None))
-    table = np.array(combinations, dtype=np.int64).reshape(len(combinations), len(factor.scope))
+    table = np.array(kept, dtype=np.int64).reshape(len(kept), len(factor.scope))
     active = np.ones(table.shape, dtype=bool)
     for column, name in enumerate(factor.scope):
         for parent, labels in space.conditions.get(name, {}).items():
