@@ -68,14 +68,58 @@ class Mixed(Net):
         return self.head(self.tail(F.adaptive_avg_pool2d(x, 1)), arch)
 
 
+class Split(Searchable):
+    """A user's own block that returns two tensors."""
+
+    def __init__(self, width: Choice) -> None:
+        super().__init__()
+        self.left, self.right = ConvBNAct(width, width, 3), ConvBNAct(width, width, Choice("split.kernel", (1, 5)), act="none")
+
+    def forward(self, x: Tensor, arch: Mapping[str, Any], drop_path: float = 0.0) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.left(x, arch), self.right(x, arch)
+
+
+class Meet(Searchable):
+    """A user's own block that takes two tensors."""
+
+    def __init__(self, width: Choice) -> None:
+        super().__init__()
+        self.how, self.project = Choice("how", ("add", "mul")), ConvBNAct(width, width, 1)
+
+    def choices(self) -> tuple[Choice, ...]:
+        return (self.how,)
+
+    def forward(self, x: Tensor, arch: Mapping[str, Any], other: Tensor) -> Tensor:  # type: ignore[override]
+        how = self.how.pick(arch)
+        return self.project(x + other if how == "add" else x * torch.relu(other), arch)  # type: ignore[no-any-return]
+
+
+class Forked(Net):
+    """Blocks of several inputs and outputs, blocks in blocks, and one block that stands in two places."""
+
+    def __init__(self, input_shape: tuple[int, int, int], classes: int) -> None:
+        super().__init__(input_shape, classes)
+        width = Choice("width", (4, 8))
+        self.stem = ConvBNAct(input_shape[0], width, 3)
+        self.split, self.meet, self.attend = Split(width), Meet(width), Attend(width)
+        self.again = self.attend
+        self.head = ElasticLinear(width, classes)
+
+    def forward(self, x: Tensor, arch: Mapping[str, Any]) -> Tensor:  # type: ignore[override]  # a user need not take drop_path
+        left, right = self.split(self.stem(x, arch), arch)
+        x = self.again(self.attend(self.meet(left, arch, right), arch), arch)
+        return self.head(x.mean((2, 3)), arch)  # type: ignore[no-any-return]
+
+
 NETS: list[tuple[Callable[..., Any], tuple[int, int, int]]] = [
     (own_network.Branched, (1, 28, 28)),
     (own_network.Perceptron, (1, 8, 8)),
     (Mixed, (3, 13, 10)),
+    (Forked, (3, 9, 9)),
 ]
 
 
-@pytest.fixture(params=NETS, ids=["branched", "perceptron", "mixed"], scope="module")
+@pytest.fixture(params=NETS, ids=["branched", "perceptron", "mixed", "forked"], scope="module")
 def net(request: pytest.FixtureRequest) -> Any:
     factory, shape = request.param
     torch.manual_seed(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -113,6 +114,14 @@ def test_weights_of_the_run_that_were_cut_short_are_refused(tmp_path: Path) -> N
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"supernet.safetensors: expected the weights of this run's network.*start a new run"):
         load_weights(other, path)
+
+
+def test_weights_of_a_layer_that_stands_in_two_places_come_back(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 3)
+    net, other = nn.Sequential(layer, nn.ReLU(), layer), nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+    save_weights(net, tmp_path / "w.safetensors")
+    load_weights(other, tmp_path / "w.safetensors")
+    assert other(torch.ones(1, 3)).equal(net(torch.ones(1, 3)))
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

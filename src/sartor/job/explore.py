@@ -147,7 +147,8 @@ def save_weights(module: Any, path: Path) -> None:
 
     from sartor.export.files import write_atomic
 
-    write_atomic(path, save({k: v.contiguous() for k, v in module.state_dict().items()}))
+    # clone: safetensors refuses memory shared between entries, as of a layer that stands in two places
+    write_atomic(path, save({k: v.contiguous().clone() for k, v in module.state_dict().items()}))
 
 
 def load_weights(module: Any, path: Path) -> None:

@@ -16,9 +16,9 @@ from sartor.hardware.graph import Op, OpGraph
 from sartor.layers.base import Chain, ElasticDepth, OneOf, Searchable
 from sartor.layers.catalogue import KINDS
 from sartor.layers.conv import ConvBNAct
-from sartor.layers.tracing import Outline, Recorder, outline
+from sartor.layers.tracing import Outline, Recorder, outline, traced_through
 
-CONTAINERS = (Chain, OneOf, ElasticDepth)  # they own no weights: their Python is traced, and their layers are lowered one by one
+CONTAINERS = (Chain, OneOf, ElasticDepth)  # their Python is traced, and their layers are lowered one by one; so is a user's own layer
 
 READY = {*KINDS.values(), ConvBNAct}  # they list their fused ops themselves
 
@@ -130,11 +130,19 @@ class _Structure:
             return node.target(*args, **kwargs)  # type: ignore[operator]  # call_function: the target is callable
 
 
+class _SeveralOutputs(Exception):
+    """A layer that is Python over others returns several tensors, so that it is no step from one to one."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+
 class OpGraphs:
     """Op graph and parameter count of `net` for many architectures; equal to those of ``trace(net.extract(arch), input_shape)``.
 
-    The Python of the network and of each container runs once for each way through its branches: the choices that it reads are recorded in a
-    tree. `net` must be on the meta device. Raises UserError for layers without an op kind, as `trace` does.
+    The Python of the network, and of each layer that is Python over others, runs once for each way through its branches: the choices that
+    it reads are recorded in a tree. `net` must be on the meta device. Raises UserError for layers without an op kind, as `trace` does.
     """
 
     def __init__(self, net: nn.Module, input_shape: tuple[int, int, int]) -> None:
@@ -143,10 +151,16 @@ class OpGraphs:
         self._plain: dict[tuple[Any, ...], nn.Module] = {}
         self._layers: dict[tuple[Any, ...], _Lowered | _Ready] = {}
         self._trees: dict[int, dict[Any, Any]] = {}  # module -> {choice: {index: subtree}}, {None: structure} at the ends
+        self._through: set[int] = set()  # layers that return more than a tensor: part of whatever calls them
 
     def __call__(self, arch: Mapping[str, int]) -> tuple[OpGraph, int]:
         """(op graph, number of parameters) of a discrete architecture."""
-        lowered = self._resolve(self.net, arch, (1, *self.input_shape))
+        try:
+            lowered = self._resolve(self.net, arch, (1, *self.input_shape))
+        except _SeveralOutputs as error:
+            self._through.add(id(error.layer))
+            self._trees.clear()
+            return self(arch)
         return OpGraph(tuple(merge(_Inliner(lowered).ops)), self.input_shape), lowered.numel
 
     def _resolve(self, module: nn.Module, arch: Mapping[str, int], shape: Shape) -> _Lowered:
@@ -195,7 +209,9 @@ class OpGraphs:
         if not place:
             recorder = Recorder(arch)
             with torch.device("meta"), torch.no_grad():
-                found = _Structure(outline(module, recorder))
+                found = _Structure(outline(module, recorder, lambda layer: id(layer) not in self._through))
+            if module is not self.net and not isinstance(next(reversed(found.outline.graph.nodes)).args[0], fx.Node):
+                raise _SeveralOutputs(module)
             place = tree
             for choice, index in recorder.reads.items():
                 place = place.setdefault(choice, {}).setdefault(index, {})
@@ -204,7 +220,7 @@ class OpGraphs:
         return structure
 
     def _layer(self, layer: Searchable, arch: Mapping[str, int], shape: Shape) -> _Lowered | _Ready:
-        if isinstance(layer, CONTAINERS):
+        if isinstance(layer, CONTAINERS) or traced_through(layer):
             return self._resolve(layer, arch, shape)
         local = self._key(layer, arch)
         if (*local, shape) not in self._layers:

@@ -27,10 +27,12 @@ class _Bound(nn.Module):
 
 
 class _Tracer(fx.Tracer):
-    """Traces the Python of one module. Searchable layers with an `extract` of their own are leaves; others are traced through."""
+    """Traces the Python of one module. Searchable layers with an `extract` of their own are leaves; others are traced through, but for
+    those that `apart` names where they are called with one tensor."""
 
-    def __init__(self) -> None:
+    def __init__(self, apart: Callable[[Searchable], bool]) -> None:
         super().__init__()
+        self.apart = apart
         self.leaves: dict[str, tuple[Searchable, Mapping[str, int]]] = {}  # extracted after the trace, which records what happens in it
         self.names: dict[tuple[str, tuple[tuple[str, int], ...]], str] = {}
 
@@ -43,10 +45,11 @@ class _Tracer(fx.Tracer):
         except (TypeError, KeyError):
             path = self.path_of_module(m).removeprefix("net.")
             raise UserError(f"the layer '{path}' ({type(m).__name__}) must be called as layer(x, arch)") from None
-        if type(m).extract is Searchable.extract:
+        first, tensors = next(iter(bound.values())), _tensors(bound.values())
+        if traced_through(m) and not (self.apart(m) and len(tensors) == 1 and tensors[0] is first):
             return forward(*args, **kwargs)
         name = self._leaf(m, self.path_of_module(m).removeprefix("net."), arch)
-        return self.create_proxy("call_module", name, (next(iter(bound.values())),), {})
+        return self.create_proxy("call_module", name, (first,), {})
 
     def _leaf(self, m: Searchable, path: str, arch: Mapping[str, int]) -> str:
         """Name under which the plain counterpart stands: one for all calls with the same architecture, which share its weights."""
@@ -88,13 +91,24 @@ class Outline:
     parts: dict[str, nn.Module | Tensor]
 
 
-def outline(net: nn.Module, arch: AnyArch) -> Outline:
-    """Trace the Python of `net` at `arch`.
+def traced_through(layer: Searchable) -> bool:
+    """Whether a layer is Python over others, without an `extract` of its own."""
+    return type(layer).extract is Searchable.extract
+
+
+def _tensors(values: Any) -> list[fx.Proxy]:
+    """What is traced among arguments, and in lists and tuples of them."""
+    nested = (_tensors(value) if isinstance(value, list | tuple) else [value] for value in values)
+    return [value for part in nested for value in part if isinstance(value, fx.Proxy)]
+
+
+def outline(net: nn.Module, arch: AnyArch, apart: Callable[[Searchable], bool] = lambda layer: False) -> Outline:
+    """Trace the Python of `net` at `arch`. Layers that `apart` names are leaves as well, where they are called with one tensor.
 
     Raises:
         UserError: where `forward` depends on the values of `x`, or does what torch.fx cannot follow.
     """
-    tracer = _Tracer()
+    tracer = _Tracer(apart)
     bound = _Bound(net, arch)
     try:
         graph = tracer.trace(bound)
@@ -134,4 +148,4 @@ def _fresh(value: Tensor) -> Tensor:
     return nn.Parameter(copied, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else copied
 
 
-__all__ = ["Outline", "Recorder", "outline", "traced"]
+__all__ = ["Outline", "Recorder", "outline", "traced", "traced_through"]

@@ -154,7 +154,7 @@ class SearchCell(Searchable):
             return nn.ModuleList(made)
 
         self.from_input = nn.ModuleList([sides(1, first, 0), sides(2, first, 0)])
-        self.from_block = nn.ModuleList([sides(1, later, 1), sides(2, later, 1)]) if first != later else self.from_input
+        self.from_block = nn.ModuleList([sides(1, later, 1), sides(2, later, 1)] if first != later else [])
         self.combine = [Choice(f"{kind}.b{i}.combine", tuple(combiners)) for i in range(spec.blocks)]
         joins = [Chain(nn.ReLU(), ElasticConv2d(2 * channels, channels, 1), ElasticBatchNorm2d(channels)) for _ in range(spec.blocks)]
         self.join = nn.ModuleList(joins if "concat" in combiners else [])
@@ -169,7 +169,7 @@ class SearchCell(Searchable):
         return torch.cat(kept, dim=1) if len(kept) > 1 else kept[0]
 
     def _side(self, side: int, i: int, choice: Choice, hidden: Sequence[Any], arch: AnyArch) -> Tensor:
-        own = self.from_block is not self.from_input
+        own = len(self.from_block) > 0
 
         def term(index: int) -> Tensor:
             sides: Any = self.from_block if own and index >= 2 else self.from_input
