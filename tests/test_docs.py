@@ -1,0 +1,85 @@
+"""Every Python block of the manual runs, one after the other as they stand in a page, with shorter times and smaller data."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sartor.export.onnx import to_onnx
+from sartor.hardware import trace
+from sartor.hardware.devices import find
+
+ROOT = Path(__file__).parents[1]
+SHORTER = {
+    '"fashion-mnist", limit=5000': '"digits"',
+    "seconds=600": "seconds=1",
+    "evaluations=300": "evaluations=10",
+    "minutes=6": "minutes=0.05",
+    'Setup("openvino"': 'Setup("onnxruntime"',
+}
+QUICK = ["docs/benchmarks.md", "docs/tutorials/own-method.md", "docs/tutorials/own-network.md", "docs/tutorials/own-data.md"]
+LONG = ["README.md", "docs/hardware.md", "docs/weight-sharing.md"]
+PROSE = ["docs/architecture.md"]  # signatures, not code to run
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def run(page: str, names: dict[str, object]) -> dict[str, object]:
+    found = blocks(page)
+    assert found
+    for block in found:
+        for said, meant in SHORTER.items():
+            block = block.replace(said, meant)
+        exec(compile(block, page, "exec"), names)  # the page's own code
+    return names
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_net", raising=False)
+    return tmp_path
+
+
+def test_no_page_is_left_out() -> None:
+    pages = [path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))]
+    assert sorted(page for page in pages if blocks(page)) == sorted([*QUICK, *LONG, *PROSE, "README.zh.md"])
+    assert blocks("README.zh.md") == blocks("README.md")
+
+
+@pytest.mark.parametrize("page", QUICK)
+def test_the_page_runs(page: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if page.endswith("own-network.md"):
+        (empty / "my_net.py").write_text(blocks(page)[0])
+    names = run(page, {"images": np.zeros((6, 8, 8)), "labels": np.arange(6) % 3})
+    if page.endswith("own-method.md"):
+        lines = capsys.readouterr().out.splitlines()
+        assert lines and all(float(line.split()[1]) <= 500_000 for line in lines)
+    if page.endswith("own-network.md"):
+        assert vars(names["net"])["classes"] == 10 and names["space"].size == 18  # type: ignore[attr-defined]
+    if page.endswith("own-data.md"):
+        assert sorted(np.load(empty / "sensors.npz")) == ["classes", "x", "y"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", LONG)
+def test_the_long_page_runs(page: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3)) for width in range(4, 24)]
+    to_onnx(nets[0], (3, 16, 16), empty / "model.onnx")
+    graphs = [trace(net, (3, 16, 16)) for net in nets]
+    given = {"spec": find("raspberry-pi-4"), "graphs": graphs, "graph": graphs[0], "measured_ms": [1.0 + 0.1 * i for i in range(len(nets))]}
+    names = run(page, dict(given))
+    if page.startswith("README"):
+        assert len(capsys.readouterr().out.splitlines()) >= 1 and names["result"]
+    if page.endswith("weight-sharing.md"):
+        assert names["found"]
