@@ -52,10 +52,11 @@ def _record(folder: Path, name: str, origin: str, validation: float, latency_ms:
 @pytest.fixture
 def ended(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A job at its end: the last measurement, the accuracies on test images and the pages are stand-ins."""
-    seen = SimpleNamespace(measured=[], latency={}, test={}, job=None)
+    seen = SimpleNamespace(measured=[], files=[], latency={}, test={}, job=None)
 
     def clocks(job: Job, files: Sequence[Path], seconds: float, **settings: Any) -> list[Measurement]:
         seen.measured.append([file.parent.name for file in files])
+        seen.files.append([file.name for file in files])
         return [_clock(seen.latency[file.parent.name]) for file in files]
 
     def verify(files: Any, *arguments: Any, **settings: Any) -> dict[str, Any]:
@@ -104,6 +105,18 @@ def test_what_the_last_measurement_refuses_is_not_left_among_the_models(ended: S
     assert [r["name"] for r in result["refused"]] == ["b"] and "latency_ms<=1: measured 1.25" in result["refused"][0]["reason"]
     assert [str(p.relative_to(job.folder)) for p in sorted((job.folder / "models").rglob("*"))] == ["models/a", "models/a/model.onnx"]
     assert json.loads((job.folder / "result.json").read_text()) == result
+
+
+def test_a_single_file_is_judged_in_the_company_of_its_float_twin(ended: SimpleNamespace) -> None:
+    """Alone it would find itself in the caches, and be promised for less than it takes in use."""
+    model = _record(ended.job.folder, "a", "search", 0.9, 0.5)
+    twin = ended.job.folder / "models" / "a" / "model_fp32.onnx"
+    ended.latency.update(a=0.7)
+    ended.test.update(a=0.9)
+    assert ended.job.clock_among_others(ended.job.folder / model["file"], 0.1).p50 == 0.7
+    twin.write_bytes(b"")
+    conclude.conclude(ended.job, [model], [], [])
+    assert ended.files == [["model.onnx", "model.onnx"], ["model.onnx", "model_fp32.onnx"]]
 
 
 def test_a_run_that_delivers_nothing_says_infeasible(ended: SimpleNamespace) -> None:

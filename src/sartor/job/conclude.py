@@ -71,7 +71,11 @@ def partial(job: Job, status: str = "partial", note: str = "") -> Record:
 
 def _measure(job: Job, records: Sequence[Record]) -> None:
     with job.state.timing("measure"):
-        clocks = job.clocks([job.folder / record["file"] for record in records], 1.5, patience=4, progress=job.progress)
+        files = [job.folder / record["file"] for record in records]
+        if len(files) == 1:
+            clocks = [job.clock_among_others(files[0], 1.5, patience=4, progress=job.progress)]
+        else:
+            clocks = job.clocks(files, 1.5, patience=4, progress=job.progress)
     for record, clock in zip(records, clocks, strict=True):
         record["latency"] = clock.to_json()
         record["metrics"].pop(f"latency_ms{QUIET}", None)  # that of the single file, unless there is one of this run

@@ -249,6 +249,14 @@ class Job:
     def clock(self, file: Path, seconds: float = 0.5) -> Measurement:
         return self.clocks([file], seconds)[0]
 
+    def clock_among_others(self, file: Path, seconds: float, *, patience: int = 1, progress: Progress | None = None) -> Measurement:
+        """Latency of a file as limits are judged by: in turn with another, its float twin where there is one. Alone it would find itself in
+        the caches each time, and take 2 % less than it does in company."""
+        if not self.target.measured:
+            return self.clock(file, seconds)
+        twin = file.with_name("model_fp32.onnx")
+        return self.clocks([file, twin if twin.is_file() else file], seconds, patience=patience, progress=progress)[0]
+
     def clocks(self, files: Sequence[Path], seconds: float, *, patience: int = 1, progress: Progress | None = None) -> list[Measurement]:
         """Latencies of files that are to be compared, on the run's device in interleaved rounds."""
         r = self.request

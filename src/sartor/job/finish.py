@@ -148,7 +148,7 @@ def export_record(
         validation = accuracy_of(file, job.data.validation.batches(256))
         float_file = part / "model_fp32.onnx"
         fp32 = accuracy_of(float_file, job.data.validation.batches(256)) if float_file.is_file() else validation
-        clock = job.clock(file, 1.0)
+        clock = job.clock_among_others(file, 1.0)
         layers, memory = job.layers(module), memory_plan(trace(module, job.data.input_shape), job.bytes_per_value)
         errors = job.weight_errors(file)
         predicted = {**predicted, "latency_ms": job.table_latency(module)}
