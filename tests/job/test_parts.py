@@ -20,6 +20,7 @@ from sartor import pareto
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.goals import Goals
+from sartor.hardware.calibrate import GROUPS, Calibration
 from sartor.hardware.graph import Op
 from sartor.job.conclude import comparison
 from sartor.job.context import Job, timings
@@ -240,3 +241,20 @@ def test_an_op_that_the_table_lacks_is_measured_when_it_is_met(request_for: Call
     ops = [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
     assert job.predicted(arch)["latency_ms"] == pytest.approx(0.5 * len(ops)) == job.predicted(arch)["latency_ms"]
     assert sorted(asked) == sorted({op.signature for op in ops})
+
+
+def test_a_runs_calibration_is_its_own(request_for: Callable[..., SearchRequest], tmp_path: Path) -> None:
+    """A run in another space that came in between has left its own in the table that they share."""
+    first, second = (Job(request_for(), tmp_path / name) for name in ("a", "b"))
+    for job in (first, second):
+        job.folder.mkdir(exist_ok=True)
+    mine = Calibration(dict.fromkeys(GROUPS, 1.25))
+    first.state.put("table", {"quality": mine.to_json()})
+    second.table.calibration = Calibration(dict.fromkeys(GROUPS, 4.0))
+    second.table._database.execute(
+        "INSERT OR REPLACE INTO meta VALUES ('calibration', ?)", (json.dumps(second.table.calibration.to_json()),)
+    )
+    second.close()
+    assert first.table.calibration.factors == mine.factors
+    first.close()
+    assert Job(second.request, tmp_path / "c").table.calibration.factors == dict.fromkeys(GROUPS, 4.0)

@@ -19,6 +19,7 @@ from sartor.export.quantize import quantisation, quantize
 from sartor.goals import QUIET, Goals, Limit
 from sartor.hardware.arena import place
 from sartor.hardware.cache import table_path
+from sartor.hardware.calibrate import Calibration
 from sartor.hardware.cost import CostModel, Factor
 from sartor.hardware.device import Identity
 from sartor.hardware.devices import HOST, find
@@ -140,7 +141,13 @@ class Job:
 
     @cached_property
     def table(self) -> LatencyTable | ModelTable:
-        return self.target.table(table_path(self.identity), self.identity, partial(quantize, method="minmax"))
+        """Entries are shared by all runs on the device. The calibration is the run's own: that of another space, which a run in between
+        left in the file, would predict this one's networks wrong."""
+        table = self.target.table(table_path(self.identity), self.identity, partial(quantize, method="minmax"))
+        calibrated = self.state.facts.get("table", {}).get("quality")
+        if calibrated and isinstance(table, LatencyTable):
+            table.calibration = Calibration.from_json(calibrated)
+        return table
 
     @cached_property
     def device(self) -> dict[str, Any]:
