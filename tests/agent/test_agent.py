@@ -163,6 +163,7 @@ def test_who_hangs_up_stops_the_measurement(tmp_path: Path) -> None:
         ("GET", "/v1/run", {}, 404),
         ("POST", "/v1/run/", {"Content_Type": wire.CONTENT_TYPE}, 404),
         ("POST", "/v1/identity", {}, 404),
+        ("POST", "//v1/run", {"Content_Type": wire.CONTENT_TYPE}, 404),
         ("PUT", "/v1/run", {}, 501),
         ("DELETE", "/v1/run", {}, 501),
         ("GET", "/v1/identity?precision=int4", {}, 400),

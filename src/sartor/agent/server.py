@@ -193,10 +193,15 @@ class Handler(BaseHTTPRequestHandler):
         if not hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token}".encode()):
             raise Refused(401, "expected the agent's token, got none or another", **{"WWW-Authenticate": "Bearer"})
 
+    @property
+    def _target(self) -> str:
+        """What was asked for, letter by letter: `path` has `/` where the request had `//`."""
+        return self.requestline.split()[1]
+
     # -- identity ---------------------------------------------------------------------------------------------------
 
     def _identity(self) -> None:
-        parts = urlsplit(self.path)
+        parts = urlsplit(self._target)
         if parts.path != IDENTITY_PATH:
             raise Refused(404, f"expected {IDENTITY_PATH} or {RUN_PATH}")
         query = parse_qs(parts.query, max_num_fields=4)
@@ -213,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
     # -- orders -----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if self.path != RUN_PATH:
+        if self._target != RUN_PATH:
             raise Refused(404, f"expected {IDENTITY_PATH} or {RUN_PATH}")
         length = self._length()
         # Before the body is read: even receiving a file would disturb the measurement in progress.
