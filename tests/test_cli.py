@@ -129,7 +129,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("devices --precision int4", ["precision", "'int4'"]),
     ("devices --devices-dir {run}/config.json", ["--devices-dir", "is a file", "config.json"]),
     ("data digit", ["digit", "digits"]),
-    ("data digits --validation 0", ["validation", "between 0 and 1", "0.0"]),
+    ("data digits --validation 0", ["validation", "above 0 and up to 0.5", "0.0"]),
     ("spaces --size 0", ["size", "at least 4", "0"]),
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
@@ -17,7 +16,7 @@ from sartor import __version__
 from sartor.bench.command import bench
 from sartor.deploy.devices import Folder, devices, use_folder
 from sartor.deploy.train_cells import train
-from sartor.errors import UserError
+from sartor.errors import PLACE, UserError, unusable
 from sartor.report.profile_command import profile
 
 app = typer.Typer(
@@ -311,24 +310,9 @@ def _running(folder: Path) -> Iterator[None]:
         )
         raise Ended(f"Stopped: {kept}", 130) from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _PLACE:
-            raise UserError(_unusable(error, folder)) from None
+        if isinstance(error, OSError) and error.errno in PLACE:
+            raise UserError(unusable(error, folder)) from None
         raise Ended(_failed(error, folder), 1) from None
-
-
-#: Full disk, quota or file too large, read-only, forbidden: the user's place to write, not a fault inside.
-_PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
-
-
-def _unusable(error: OSError, folder: Path | None) -> str:
-    """The sentence for a place that cannot be written; `folder` is that of a run, which `resume` goes on with once it was begun."""
-    what = f"{error.filename or folder or 'The disk'} cannot be used: {error.strerror}"
-    if folder is not None and (folder / "config.json").is_file():
-        return (
-            f"{what}. What was finished is kept: make room or mend the rights, then go on with `sartor resume {folder}`, or choose "
-            "another folder with --out."
-        )
-    return f"{what}{'; nothing was begun' if folder else ''}: make room, mend the rights or choose another folder."
 
 
 def _failed(error: Exception, folder: Path | None) -> str:
@@ -376,8 +360,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _PLACE:
-            return _say(_unusable(error, None), 2)
+        if isinstance(error, OSError) and error.errno in PLACE:
+            return _say(unusable(error, None), 2)
         return _say(_failed(error, None), 1)
 
 

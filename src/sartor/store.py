@@ -252,7 +252,7 @@ _ADVICE: Mapping[str, str] = {
     "malformed": "the file is damaged, restore a copy or start a new one",
     "unable to open": "its folder must exist and be writable",
     "readonly": "make the file and its folder writable",
-    "full": "free some disk space and run again, nothing that was recorded is lost",
+    "full": "free some disk space and go on (with `sartor resume`, if it is a run), nothing that was recorded is lost",
     "locked": "another process holds it, wait or give another path",
 }
 

@@ -51,6 +51,10 @@ def empty(): return Pairs(0, "hw"), Pairs(0, "hw")
 def arrays(): return np.zeros((20, 4, 4)), np.zeros(20)
 def texts(): return [(np.zeros((4, 4)), "cat")] * 20
 def halves(): return [(np.zeros((4, 4)), 0.5)] * 20
+def kind(): return Pairs
+class Endless(Pairs):
+    def __len__(self): raise RuntimeError("a stream has no end")
+def endless(): return Endless(20, "hw")
 def fails(): raise KeyError("path")
 def leaves(): raise SystemExit(0)
 number = 3
@@ -121,6 +125,8 @@ def test_mixed_sizes_need_a_size(here: str) -> None:
         ("{here}:arrays", r"items must be pairs \(image, label\), item 0 is a ndarray"),
         ("{here}:texts", "labels must be whole numbers"),
         ("{here}:halves", "labels must be whole numbers"),
+        ("{here}:kind", "must return a sartor Dataset, or map-style .*got type"),
+        ("{here}:endless", "train split: its length failed with RuntimeError: a stream has no end"),
         ("{here}:fails", "the function failed with KeyError: 'path'"),
         ("{here}:leaves", "the function failed with SystemExit: 0"),
     ],

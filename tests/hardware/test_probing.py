@@ -8,10 +8,13 @@ import pytest
 
 from sartor.errors import UserError
 from sartor.hardware.devices import find
+from sartor.hardware.energy import has_energy
 from sartor.hardware.facts import SOURCES, system_facts
 from sartor.hardware.local import LocalDevice
 from sartor.hardware.measure import Measurement
-from sartor.hardware.probing import Effort, probe_by_measuring
+from sartor.hardware.probing import Effort, probe_agent, probe_by_measuring
+from sartor.hardware.remote import AgentClient
+from sartor.hardware.spec import AgentAddress
 
 SMALL = Effort(channels=32, size=14, stream_mb=1.0, nodes=32, seconds=0.05)
 
@@ -56,3 +59,15 @@ def test_a_device_that_gives_no_difference_is_refused() -> None:
     device.times = dict.fromkeys(Fixed.times, 1.0)
     with pytest.raises(UserError, match="no difference"):
         probe_by_measuring(device, find("host"), SMALL)
+
+
+def test_a_boards_voltages_are_those_of_the_board_it_is_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its system tells the states of its clock, but not their voltages, which its energy follows from."""
+    facts = {"cores": 4, "frequencies": [{"mhz": 600.0}, {"mhz": 1800.0}]}
+    told = {"identity": {"cpu": "Cortex-A72", "runtime": "onnxruntime"}, "describe": {"system": "Linux"}, "facts": facts}
+    monkeypatch.setattr(AgentClient, "identity", lambda *arguments: told)
+    like = find("raspberry-pi-4")
+    spec = probe_agent("pi", AgentAddress(url="http://127.0.0.1:1"), like)
+    assert has_energy(like, "int8") and has_energy(spec, "int8") and spec.frequencies == like.frequencies
+    alone = probe_agent("pi", AgentAddress(url="http://127.0.0.1:1"))
+    assert [one.mhz for one in alone.frequencies] == [600.0, 1800.0]

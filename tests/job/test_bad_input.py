@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +16,14 @@ import numpy as np
 import pytest
 
 from sartor import cli
+from sartor.errors import UserError
 from sartor.hardware.cache import table_path
 from sartor.hardware.device import host
 from sartor.hardware.table import LatencyTable
+from sartor.job import Job
+from sartor.job.explore import save_weights
+from sartor.job.workers import Task, train_all
+from sartor.request import SearchRequest
 
 Say = Callable[..., str]
 
@@ -119,7 +125,61 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, table_folder: Path)
     found = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
     assert found.returncode == 2, found.stderr
     assert "Traceback" not in found.stderr
+    assert f"go on with `sartor resume {out}`" in found.stderr
     assert (out / "config.json").is_file()
+
+
+def test_a_full_disk_under_a_worker_is_said_as_anywhere(
+    request_for: Callable[..., SearchRequest], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What a training process cannot write is the user's place to write, too."""
+    request = request_for()
+    folder = request.save().parent
+    job = Job(request, folder)
+    save_weights(job.net, folder / "checkpoints" / "supernet.safetensors")
+    task = Task("s01", "supernet", dict(job.net.space.labels(job.net.smallest)), seconds=0.1)
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, most[1]))  # which its process inherits
+    try:
+        with pytest.raises(UserError, match=r"cannot be used: .*sartor resume") as caught:
+            train_all(job, [task])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert "\n" not in str(caught.value) and "Traceback" not in capfd.readouterr().err
+    (folder / "checkpoints" / "s01.safetensors").mkdir()  # no file can be written over a folder
+    with pytest.raises(UserError, match=r"a training failed inside sartor .*error.txt; `sartor resume .* tries again"):
+        train_all(job, [task])
+    assert "Traceback" not in capfd.readouterr().err and "IsADirectoryError" in (folder / "error.txt").read_text()
+
+
+def test_what_is_refused_at_once_leaves_the_folder_for_another_try(refused: Say, tmp_path: Path) -> None:
+    refused(_save(tmp_path / "one.npz", x=_X, y=np.zeros(60, np.int64)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_breaks_a_promise_is_refused_before_anything_is_measured(
+    refused: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared_norm_net.py").write_text(SHARED_NORM)
+    assert "'norm' is a BatchNorm2d with running statistics" in refused("digits", "--space", "shared_norm_net:SharedNorm")
+
+
+SHARED_NORM = """
+from sartor.extract import Net
+from sartor.layers import Choice, ElasticConv2d, ElasticLinear
+from torch import nn
+
+
+class SharedNorm(Net):
+    def __init__(self, input_shape, classes):
+        super().__init__(input_shape, classes)
+        self.conv = ElasticConv2d(input_shape[0], 8, Choice("kernel", (1, 3)))
+        self.norm, self.head = nn.BatchNorm2d(8), ElasticLinear(8, classes)
+
+    def forward(self, x, arch):
+        return self.head(self.norm(self.conv(x, arch)).mean((2, 3)), arch)
+"""
 
 
 def test_a_folder_that_cannot_be_made(refused: Say, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_thompson_sampling_is_independent_and_as_wide_as_the_ensemble() -> None:
     mean, deviation = models["accuracy"][0].predict(rows)
     assert deviation.mean() > 0.05
     rng = np.random.default_rng(0)
-    chosen = [searcher._choose(models, rows, 1, rng)[0] for _ in range(300)]
+    chosen = [searcher._choose(models, rows, 0.0, 1, rng)[0] for _ in range(300)]
     z = (mean - mean.min()) / deviation
     assert len(set(chosen)) > 5 and np.mean(z[chosen]) < np.mean(z)
 

@@ -52,7 +52,8 @@ def _source(spec: str, result: Any, size: tuple[int, int] | None) -> Source:
         train, held, test = ((split.raw, split.labels) for split in (result.train, result.validation, result._test))
         return Source(result.name, train, held, test, result.classes, result.mean, result.std)
     sets = list(result) if isinstance(result, tuple) else [result]
-    if not 1 <= len(sets) <= 3 or not all(hasattr(one, "__len__") and hasattr(one, "__getitem__") for one in sets):
+    fit = [not isinstance(one, type) and hasattr(one, "__len__") and hasattr(one, "__getitem__") for one in sets]
+    if not 1 <= len(sets) <= 3 or not all(fit):
         got = f"({', '.join(type(one).__name__ for one in sets[:4])})" if isinstance(result, tuple) else type(result).__name__
         raise UserError(f"{spec}: the function must return {_EXPECTED}, got {got}")
     names = {1: ("train",), 2: ("train", "test"), 3: ("train", "validation", "test")}[len(sets)]
@@ -94,9 +95,13 @@ def _items(dataset: Any, what: str, size: tuple[int, int] | None) -> tuple[NDArr
     """All items of a map-style data set as images (n, C, H, W) and labels (n,)."""
     images: list[NDArray[Any]] = []
     labels: list[Any] = []
-    if len(dataset) == 0:
+    try:
+        count = len(dataset)
+    except Exception as error:
+        raise UserError(f"{what}: its length failed with {type(error).__name__}: {error}") from error
+    if count == 0:
         raise UserError(f"{what}: expected items (image, label), got an empty data set")
-    for number in range(len(dataset)):
+    for number in range(count):
         try:
             item = dataset[number]
         except Exception as error:

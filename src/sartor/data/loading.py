@@ -27,7 +27,7 @@ def load(
         spec: a name of :func:`catalogue`, an image folder, a ``.npz`` file, or ``module:function``.
         seed: decides the validation split, the choice under `limit` and the order of training images, and nothing else. A test split
             that the source does not have is carved (one fifth, stratified) with a constant seed of its own, the same for every run.
-        validation: share of the training images held out, stratified, in (0, 1); not used when the source has a validation split.
+        validation: share of the training images held out, stratified, in (0, 0.5]; not used when the source has a validation split.
         limit: keep at most this many images of train and validation together, stratified; the test split stays whole.
         size: resize to (height, width), or to a square.
 
@@ -40,8 +40,8 @@ def load(
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed must be a whole number from 0, got {seed!r}")
-    if not 0 < validation < 1:
-        raise UserError(f"validation must be a share between 0 and 1, such as 0.1, got {validation}")
+    if not 0 < validation <= 0.5:
+        raise UserError(f"validation must be a share above 0 and up to 0.5, such as 0.1, got {validation}")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
         raise UserError(f"limit must be a whole number of images, got {limit!r}")
     target = parse_size(size)

@@ -48,6 +48,9 @@ def probe_agent(name: str, address: AgentAddress, like: DeviceSpec | None = None
     if like is None:
         return spec.model_copy(update={"agent": address})
     mine = spec.model_dump(exclude_unset=True)
+    if like.frequencies and not any(one.volts for one in spec.frequencies):
+        mine.pop("frequencies", None)  # a system tells the states of its clock without their voltages, which energy needs
+        spec = spec.model_copy(update={"frequencies": (), "sources": {k: v for k, v in spec.sources.items() if k != "frequencies"}})
     base = like.model_dump(exclude_unset=True, exclude={"agent", "notes"})
     sources = {**{f"{key}": f"as {like.name}: {text}" for key, text in like.sources.items()}, **spec.sources}
     return DeviceSpec.model_validate({**base, **mine, "kind": like.kind, "agent": address, "sources": _without_parts(sources, spec)})

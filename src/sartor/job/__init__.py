@@ -6,15 +6,20 @@ that is there, so a run goes on after Ctrl-C or kill -9 from where it was.
 
 from __future__ import annotations
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sartor.errors import UserError
 from sartor.job.context import Job, Progress, silent
+from sartor.job.state import State
 from sartor.request import SearchRequest
 
 __all__ = ["Job", "baseline", "resume", "search"]
+
+
+_CHEAP = {"data", "only_ladder", "attainable", "checked", "restriction"}  # facts that cost next to nothing to find again
 
 
 def search(request: SearchRequest, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -24,8 +29,7 @@ def search(request: SearchRequest, *, progress: Progress | None = None) -> dict[
         UserError: for unfit data, an unattainable limit, or a folder that holds something else.
         KeyboardInterrupt: after what exists so far was written as a partial result.
     """
-    folder = request.save()
-    return _carry_out(Job(request, folder.parent, progress or silent))
+    return _begin(request, progress or silent)
 
 
 def resume(run_dir: str | Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -40,10 +44,26 @@ def resume(run_dir: str | Path, *, progress: Progress | None = None) -> dict[str
 
 def baseline(request: SearchRequest, *, progress: Progress | None = None) -> dict[str, Any]:
     """Only the hand-designed ladder: train, export and measure it for the request's data and device."""
-    folder = request.save()
-    job = Job(request, folder.parent, progress or silent)
-    job.state.put("only_ladder")
-    return _carry_out(job)
+    return _begin(request, progress or silent, only_ladder=True)
+
+
+def _begin(request: SearchRequest, progress: Progress, *, only_ladder: bool = False) -> dict[str, Any]:
+    """A new run. What is refused before anything was found out leaves no folder, so that the same command can be given again, mended."""
+    folder = request.save().parent
+    try:
+        job = Job(request, folder, progress)
+        if only_ladder:
+            job.state.put("only_ladder")
+        return _carry_out(job)
+    except UserError:
+        facts = State(folder / "checkpoints" / "state.json").facts
+        if set(facts) <= _CHEAP and not (folder / "result.json").exists():
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            for file in ("config.json", "history.sqlite"):
+                (folder / file).unlink(missing_ok=True)
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _carry_out(job: Job) -> dict[str, Any]:
@@ -71,6 +91,7 @@ def _carry_out(job: Job) -> dict[str, Any]:
 
 def _phases(job: Job) -> dict[str, Any]:
     from sartor.evaluators.supernet import SupernetEvaluator
+    from sartor.extract import Net, check
     from sartor.job import by_method, explore, finish, ladder, limits
     from sartor.job.conclude import conclude, partial
     from sartor.job.device_space import fit_device
@@ -86,6 +107,10 @@ def _phases(job: Job) -> dict[str, Any]:
         return conclude(job, [], ladder.climb(job), [])
     if job.request.weights and "supernet" not in job.state:
         load_weights(job.net, job.request.weights)  # unfit weights are refused before anything is measured
+    if ":" in job.request.space and "checked" not in job.state and isinstance(job.net, Net):
+        job.progress("look at the network", 0, 1)
+        check(job.net, archs=4, effects=False)
+        job.state.put("checked")
     fit_device(job)
     if "attainable" not in job.state:
         limits.check_attainable(job)

@@ -162,7 +162,7 @@ def _write(
             "status": status,
             "name": job.folder.name,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "seconds": sum(job.state.seconds.values()),
+            "seconds": job.state.account(),
             "data": data,
             "device": job.device,
             "objectives": list(job.goals.objectives),

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sartor.errors import UserError
+from sartor.errors import UserError, unusable
 
 
 class State:
@@ -20,6 +20,7 @@ class State:
         self.path = path
         self.facts: dict[str, Any] = {}
         self.seconds: dict[str, float] = {}
+        self._opened = time.perf_counter()
         if path.is_file():
             try:
                 stored = json.loads(path.read_text())
@@ -27,6 +28,8 @@ class State:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 why = f"it lacks {error}" if isinstance(error, KeyError) else error
                 raise UserError(f"{path}: expected the state of a run, but it cannot be read ({why}): start a new run.") from None
+
+        self._before = dict(self.seconds)
 
     def __contains__(self, phase: str) -> bool:
         return phase in self.facts
@@ -49,6 +52,13 @@ class State:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
             self._write()
 
+    def account(self) -> float:
+        """Seconds of the run so far; what belongs to no phase (loading, reports) is put down as "other"."""
+        phases = sum(value - self._before.get(name, 0.0) for name, value in self.seconds.items() if name != "other")
+        other = self._before.get("other", 0.0) + max(0.0, time.perf_counter() - self._opened - phases)
+        self.seconds["other"] = other
+        return sum(self.seconds.values())
+
     def _write(self) -> None:
         write_json(self.path, {"facts": self.facts, "seconds": self.seconds})
 
@@ -67,4 +77,5 @@ def write_json(path: Path, content: Any) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; free some space or choose another run folder.") from None
+        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        raise UserError(unusable(OSError(error.errno, error.strerror, str(path)), run)) from None

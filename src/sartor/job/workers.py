@@ -21,12 +21,13 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from sartor.errors import UserError
+from sartor.errors import PLACE, UserError, unusable
 from sartor.hardware.device import cores
 from sartor.job.context import Job
 from sartor.job.state import write_json
 from sartor.layers.depthwise import quick_depthwise
 from sartor.recipes.arithmetic import forward
+from sartor.report.folder import store_traceback
 
 _PROBE = 64  # images in the step that is timed
 #: Ctrl-C reaches every process of a terminal: a worker leaves it to its parent, also while its imports last, and ends without a traceback.
@@ -120,7 +121,8 @@ def train_all(job: Job, tasks: Sequence[Task]) -> None:
             for process in [p for p in running if p.poll() is not None]:
                 running.pop(process).join()
                 if process.returncode != 0:
-                    raise UserError(" ".join(errors[process]) or f"a training process ended with code {process.returncode}: resume.")
+                    ended = f"a training process ended with code {process.returncode}; `sartor resume {job.folder}` goes on"
+                    raise UserError(" ".join(errors[process]) or ended)
             time.sleep(0.05)
     finally:
         for process in running:
@@ -201,5 +203,16 @@ def main() -> None:
     try:
         _work(sys.argv[1], sys.argv[2], int(sys.argv[3]))
     except UserError as problem:
-        print(json.dumps({"error": str(problem)}), flush=True)
-        sys.exit(2)
+        _end(str(problem))
+    except Exception as problem:
+        folder = Path(sys.argv[1])
+        if isinstance(problem, OSError) and problem.errno in PLACE:
+            _end(unusable(problem, folder))
+        what = f"{type(problem).__name__}: {' '.join(str(problem).split())[:200]}"
+        details = store_traceback(problem, folder)
+        _end(f"a training failed inside sartor ({what}): the details are in {details}; `sartor resume {folder}` tries again")
+
+
+def _end(sentence: str) -> None:
+    print(json.dumps({"error": sentence}), flush=True)
+    sys.exit(2)
