@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from sartor.errors import UserError
-from sartor.hardware.measure import measure, measure_many, median_interval, open_session, sweep_threads, synthetic_input
+from sartor.hardware import profile
+from sartor.hardware.measure import Setup, measure, measure_many, median_interval, open_session, sweep_threads, synthetic_input
 from sartor.hardware.pace import Pacer
 from sartor.hardware.profile import layer_latencies
 
@@ -17,7 +19,6 @@ from .nets import export, random_net
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A small network, and one that does it four times over."""
-    import onnx
     from torch import nn
 
     folder = tmp_path_factory.mktemp("nets")
@@ -60,6 +61,24 @@ def test_layers_sum_to_the_latency_of_the_file(files: list[Path]) -> None:
     layers = layer_latencies(files[1], runs=20)
     convolutions = [us for name, us in layers if "Conv" in name or "nchwc" in name.lower()]
     assert len(convolutions) == 16 and all(us > 0 for _, us in layers)
+
+
+def test_a_network_of_many_nodes_is_profiled_in_fewer_runs(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    nodes = len(onnx.load(str(files[1])).graph.node)
+    monkeypatch.setattr(profile, "EVENTS", 30 * nodes)
+    ran: list[None] = []
+    run = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda self, *given: (ran.append(None), run(self, *given))[1])
+    for runs, made in ((200, 30), (25, 25)):
+        ran.clear()
+        assert len(profile.layers(files[1], Setup(), runs=runs, total_ms=1.0)) >= 16
+        assert len(ran) == made
+    monkeypatch.setattr(profile, "EVENTS", 1)
+    ran.clear()
+    profile.layers(files[1], Setup(), total_ms=1.0)
+    assert len(ran) == profile.FEWEST_RUNS
 
 
 def test_bad_files_and_settings_are_refused(files: list[Path], tmp_path: Path) -> None:

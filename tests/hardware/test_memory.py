@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,6 +189,32 @@ def test_cells_of_practical_size_are_solved_exactly_and_reordering_pays() -> Non
     worst = sorted(range(len(graph)), key=lambda i: (graph.ops[i].kind == "add", (i - 1) % 4 if i else -1))  # breadth first
     assert schedule.peak_bytes == best_order(graph).peak_bytes < peak_bytes(graph, order=worst)
     assert schedule.peak_bytes <= peak_bytes(stacked)
+
+
+def _bytecodes(work: Callable[[], object]) -> int:
+    """Bytecode instructions that Python runs for `work`: a count, so that a busy machine changes nothing."""
+    count = 0
+
+    def tracer(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return tracer
+
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("look", [best_order, peak_bytes, timeline])
+def test_work_on_a_chain_grows_with_its_length(look: Callable[[OpGraph], object]) -> None:
+    shape = (4, 8, 8)
+    short, long = (OpGraph((Op("conv", shape, shape),) * length, shape) for length in (300, 600))
+    assert _bytecodes(lambda: look(long)) < 2.3 * _bytecodes(lambda: look(short))
 
 
 def test_search_limit_falls_back_to_a_known_order_and_says_so() -> None:

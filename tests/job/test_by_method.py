@@ -83,6 +83,16 @@ def test_every_method_is_a_strategy_and_unknown_ones_are_not(request_for: Callab
 
 
 @pytest.mark.slow
+def test_limits_are_kept_where_costs_cannot_be_tabulated(request_for: Callable[..., SearchRequest]) -> None:
+    limits = ["latency_ms<=2", "params<=200K"]
+    result = job.search(
+        request_for(space="nasnet", strategy="gdas", limits=limits, baselines=False, models=1, limit_train=300, minutes=0.05)
+    )
+    assert result["status"] == "complete" and all(record["metrics"]["params"] <= 200_000 for record in result["models"])
+    assert any("expected latency_ms is learned from 1500 architectures" in note for note in result["notes"])
+
+
+@pytest.mark.slow
 def test_a_gradient_method_searches_a_whole_job_within_a_limit(request_for: Callable[..., SearchRequest], tmp_path: Path) -> None:
     request = request_for(space="nasbench201", strategy="pc-darts", limits=["latency_ms<=2"], baselines=False, guard=True)
     result = job.search(request)

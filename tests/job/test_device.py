@@ -98,6 +98,17 @@ def test_energy_follows_the_model_of_the_device(request_for: Request) -> None:
         check_metrics(_job(request_for(limits=["quantisation_error<=1%"], precision="fp32")))
 
 
+@pytest.mark.parametrize(("threads", "share"), [(1, 0.25), (2, 0.5), (4, 1.0)])
+def test_only_the_cores_that_work_switch(request_for: Request, threads: int, share: float) -> None:
+    job = _job(request_for(device="raspberry-pi-4", threads=threads))
+    assert job.spec is not None and job.spec.cores == 4 and job.energy is not None and job.energy.power_w is not None
+    arch = job.net.space.sample(np.random.default_rng(1))
+    module = job.net.extract(arch).eval()
+    working_ms = sum(job.price(op) for op in trace(module, job.data.input_shape))
+    assert job.dynamic_mj(module) == pytest.approx(job.energy.power_w * share * working_ms)
+    assert job.dynamic_mj(arch) == pytest.approx(job.dynamic_mj(module))
+
+
 def test_the_rivals_are_the_largest_mobilenet_v2_within_the_limits(request_for: Request) -> None:
     job = _job(request_for(device="stm32f746", limits=["flash_bytes<=200KB"]))
     name, smaller = ladder_of(job)

@@ -74,6 +74,21 @@ def test_a_limit_given_to_any_gradient_method_is_kept_by_every_derivation(name: 
     assert not hasattr(net, "derive")
 
 
+def test_a_learned_cost_presses_and_its_truth_is_kept() -> None:
+    net = cell_net()
+    edges, names = edge_cost(net), list(net.space.choices)
+
+    def true(arch: Any) -> float:
+        return float(edges(arch)) + 2.0 * (arch[names[0]] == arch[names[1]]) + 4.0 * (len({arch[n] for n in names[:3]}) == 1)
+
+    cost, target = Cost.learned(net.space, true, name="latency_ms", samples=600), 24.0
+    result = limited(METHODS["gdas"], net, blobs(), cost=cost, target=target, **QUICK)
+    assert all(0.85 * target <= true(arch) <= target for arch in (result.arch, *(s.arch for s in result.trajectory)))
+    assert cost.fit is not None and any(cost.fit.sentence() in note for note in result.notes)
+    with pytest.raises(UserError, match="nearest has latency_ms 5"):
+        limited(METHODS["gdas"], net, blobs(), cost=cost, target=1.0, **QUICK)
+
+
 @pytest.mark.slow
 def test_limits_hold_where_a_network_derives_by_a_rule_of_its_own() -> None:
     net = DartsNet((3, 8, 8), 4, channels=4, cells=3)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.extract import Net, space_of
-from sartor.hardware import CostModel, OpGraph, trace
+from sartor.hardware import CostModel, OpGraph, all_ops, trace
 from sartor.recipes.cost_term import Cost
 from sartor.request import SPACES as NAMED
 from sartor.spaces import NETWORKS, branches, build, macro, nasnet
@@ -126,8 +126,19 @@ def test_operations_that_depend_on_every_choice_are_not_listed() -> None:
     uniform = {name: dict.fromkeys(range(len(options)), 1 / len(options)) for name, options in nasnet.make_space().choices.items()}
     with pytest.raises(UserError, match="depend on 50 choices together"):
         CostModel(factors, lambda op: float(op.macs))(uniform)
-    with pytest.raises(UserError, match="strategy that proposes single architectures"):
-        Cost.of_macs(nasnet.make_space(), factors)
+    with pytest.raises(UserError, match="without restrictions"):
+        all_ops(factors, {name: len(options) for name, options in nasnet.make_space().choices.items()})
+
+
+def test_the_expected_cost_of_nasnet_cells_is_learned() -> None:
+    net = nasnet.NasNet((3, 8, 8), 4, channels=4, cells=1, blocks=2)
+    cost = Cost.of_params(net.space, net.factors())
+    assert cost.fit is not None and cost.fit.median_error < 0.1 and cost.fit.kendall_tau > 0.6
+    rng = np.random.default_rng(0)
+    taste = {name: dict(zip(a, rng.dirichlet(np.ones(len(a))).tolist(), strict=True)) for name, a in net.space.allowed.items()}
+    draws = [{name: int(rng.choice(list(row), p=list(row.values()))) for name, row in taste.items()} for _ in range(400)]
+    assert cost(draws[0]) == sum(op.params for op in net.graph(draws[0]))
+    assert cost(taste) == pytest.approx(np.mean([cost(arch) for arch in draws]), rel=0.1)
 
 
 @pytest.mark.parametrize("name", ["nasnet", "macro", "branches"])

@@ -49,10 +49,20 @@ def _stretches(memory: Lifetimes) -> list[list[int]]:
     taken = 0
     for waist in waists:
         members = (above[waist] | 1 << waist) & ~taken
-        found.append([i for i in range(memory.count) if members >> i & 1])
+        found.append(_bits(members))
         taken |= members
-    rest = [i for i in range(memory.count) if not taken >> i & 1]
+    rest = _bits(((1 << memory.count) - 1) & ~taken)
     return [*found, rest] if rest else found
+
+
+def _bits(mask: int) -> list[int]:
+    """The numbers of the bits that are set: work for each of them, not for each bit of the mask, which a chain has as many of as waists."""
+    found = []
+    while mask:
+        lowest = mask & -mask
+        found.append(lowest.bit_length() - 1)
+        mask ^= lowest
+    return found
 
 
 class _Stretch:

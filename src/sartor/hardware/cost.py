@@ -42,19 +42,23 @@ class Factor:
 MOST_COMBINATIONS = 1_000_000  # of options in one factor, beyond which nobody would wait for their list
 
 
+def listable(factor: Factor, allowed: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the factor's choices have few enough combinations, of the options allowed, to list them."""
+    return math.prod(len(allowed[name]) for name in factor.scope) <= MOST_COMBINATIONS
+
+
 def combinations(factor: Factor, allowed: Mapping[str, Sequence[int]]) -> Iterator[Indices]:
     """Every combination of the factor's choices, of the options allowed.
 
     Raises:
         UserError: where they are too many, as in a space whose operations depend on the wiring of the whole network.
     """
-    options = [allowed[name] for name in factor.scope]
-    if math.prod(map(len, options)) > MOST_COMBINATIONS:
+    if not listable(factor, allowed):
         raise UserError(
-            f"the operations of this space depend on {len(options)} choices together, which cannot be listed: search it by "
-            "a strategy that proposes single architectures (evolution, nsga2, bayes, random), on a device without restrictions of the space"
+            f"the operations of this space depend on {len(factor.scope)} choices together, which cannot be listed: search it on a device "
+            "without restrictions of the space, and learn its expected cost (sartor.recipes.cost_term.Cost.learned)"
         )
-    return itertools.product(*options)
+    return itertools.product(*(allowed[name] for name in factor.scope))
 
 
 class CostModel:

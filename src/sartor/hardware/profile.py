@@ -19,6 +19,9 @@ from sartor.hardware.measure import Setup, measure, open_session, synthetic_inpu
 
 PROFILED = ("onnxruntime", "openvino")  # runtimes that time their nodes
 
+EVENTS = 100_000  # times of nodes in all: reading a million takes a minute, and a network of many nodes has that in 200 runs
+FEWEST_RUNS = 20
+
 Times = dict[tuple[str, str], list[float]]  # (name, type) of a node -> its times in µs
 
 
@@ -40,7 +43,8 @@ def layers(file: Path | str, setup: Setup, *, runs: int = 200, total_ms: float |
     """The nodes that a runtime runs for one inference, in execution order, with their times.
 
     A profiler counts coarsely and costs time itself, so only the shares of its averages are used: they are scaled to the median
-    latency measured without it (`total_ms`, or measured here), and the list sums to that. Raises UserError for files the runtime cannot
+    latency measured without it (`total_ms`, or measured here), and the list sums to that. `runs` are the most: there are fewer of a network
+    of more than `EVENTS` / `runs` nodes, as every node of every run is one event to read. Raises UserError for files the runtime cannot
     load, and for runtimes that time no nodes.
     """
     if setup.runtime not in PROFILED:
@@ -85,11 +89,18 @@ def _plain(name: str) -> str:
     return re.sub(r"(_output_0)?(_nchwc)?(_token_\d+)?$", "", name.removesuffix("/WithoutBiases"))
 
 
+def _affordable(file: Path | str, runs: int) -> int:
+    import onnx
+
+    nodes = len(onnx.load(str(file), load_external_data=False).graph.node)  # the runtime has opened the file, so it can be read
+    return min(runs, max(FEWEST_RUNS, EVENTS // max(nodes, 1)))
+
+
 def _onnxruntime(file: Path | str, setup: Setup, runs: int) -> Times:
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(file, setup.threads, profile=str(Path(folder) / "profile"))
         feeds = synthetic_input(session, setup.batch)
-        for _ in range(runs):
+        for _ in range(_affordable(file, runs)):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_text())
     times: Times = defaultdict(list)
@@ -110,7 +121,7 @@ def _openvino(file: Path | str, setup: Setup, runs: int) -> Times:
     request, entry = compiled.create_infer_request(), compiled.input(0)
     request.set_input_tensor(ov.Tensor(image(tuple(entry.shape), 0, entry.element_type.to_dtype())))
     times: Times = defaultdict(list)
-    for _ in range(runs):
+    for _ in range(_affordable(file, runs)):
         request.infer()
         for node in request.profiling_info:
             if str(node.status).endswith("EXECUTED"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from sartor.methods import GRADIENT, METHODS
 from sartor.recipes.evaluate import as_input, count_correct
 from sartor.store import Store
 from sartor.trial import Proposal, Trial
+
+if TYPE_CHECKING:
+    from sartor.recipes.cost_term import Cost
 
 TRAJECTORY = "trajectory.json"
 _MOST = 60  # candidates measured at most
@@ -82,22 +85,30 @@ def _carry_out(job: Job) -> Any:
 def _limited(job: Job, method: Callable[..., Any], settings: dict[str, Any]) -> Any:
     """A gradient method under the run's limits: pressed for in the loss, kept by every derivation."""
     from sartor.methods.limits import goal_limit, limited
-    from sartor.recipes.cost_term import Cost
     from sartor.recipes.doctor import guard
 
     if job.request.guard:
         settings = {**settings, "stops": [guard(job.net.space)]}
     if not job.goals.limits:
         return method(job.net, job.data, **settings)
-    space, factors = job.net.space, job.factors
-    session = job.table.session_ms(job.data.input_shape)
-    costs = [
-        Cost.of_factors(space, factors, job.price, name="latency_ms", constant=session, unit="ms"),
-        Cost.of_params(space, factors),
-        Cost.of_macs(space, factors),
-    ]
-    limit = goal_limit(job.goals, costs, job.predicted)
+    limit = goal_limit(job.goals, _costs(job), job.predicted)
     return limited(method, job.net, job.data, **limit, **settings) if limit else method(job.net, job.data, **settings)
+
+
+def _costs(job: Job) -> list[Cost]:
+    """Expected costs of what there are limits on: one that is learned takes seconds."""
+    from sartor.recipes.cost_term import Cost
+
+    space, factors, limited = job.net.space, job.factors, {limit.metric for limit in job.goals.limits}
+    found = []
+    if limited & {"latency_ms", "throughput"}:
+        session = job.table.session_ms(job.data.input_shape)
+        found.append(Cost.of_factors(space, factors, job.price, name="latency_ms", constant=session, unit="ms"))
+    if "params" in limited:
+        found.append(Cost.of_params(space, factors))
+    if "macs" in limited:
+        found.append(Cost.of_macs(space, factors))
+    return found
 
 
 def _diagnosis(job: Job, trajectory: Sequence[Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def limited(
 
     During the search the expected cost is pressed to the target (:class:`sartor.recipes.cost_term.Target`); every derivation is the most
     probable architecture whose cost is at most the target, and at least ``fill`` of it where there is any
-    (:func:`sartor.recipes.projection.within`).
+    (:func:`sartor.recipes.projection.within`). A learned cost presses by its model and is kept in truth; the notes of the result tell how
+    good the model is.
 
     Args:
         method: of :data:`sartor.methods.METHODS` that searches by gradient (takes `terms`).
@@ -57,7 +59,8 @@ def limited(
     bounded = copy.copy(net)
     bounded.derive = derive
     term = Lifted(Target(cost, target, rate=rate, rho=rho), lambda mixture: lifted(space, mixture, normalised=True))
-    return method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
+    found = method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
+    return found if cost.fit is None else replace(found, notes=(*found.notes, f"the expected {cost.name} is {cost.fit.sentence()}"))
 
 
 def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Mapping[str, float]] | None = None) -> dict[str, Any]:

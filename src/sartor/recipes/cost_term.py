@@ -1,24 +1,27 @@
 """Hardware in the loss: exact expected costs of a policy, and the terms by which they enter the loss of the architecture parameters.
 
 A cost is a sum of tables over a few choices each, so its expectation under independent choices is exact and multilinear in the policy's
-weights, hence differentiable (ProxylessNAS, Cai et al. 2019, section 3.3.1, equation 2, for tables of any number of choices).
+weights, hence differentiable (ProxylessNAS, Cai et al. 2019, section 3.3.1, equation 2, for tables of any number of choices). Where too
+many choices decide an op together the tables are learned: see :mod:`sartor.recipes.surrogate`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sartor.arch import Space
+from sartor.arch import Arch, Space
 from sartor.errors import UserError
-from sartor.hardware.cost import Factor, combinations
+from sartor.hardware.cost import CostModel, Factor, combinations, listable
 from sartor.hardware.graph import Op
 from sartor.recipes.elimination import Potential
+from sartor.recipes.surrogate import Fit, learn
 
 
 class Cost:
@@ -29,8 +32,13 @@ class Cost:
         tables: over option indices; their sum, and `constant`, is the cost.
         unit: for people.
 
-    The expectation is a 0-dimensional tensor, differentiable in the weights, where weights are tensors; else a float.
+    The expectation is a 0-dimensional tensor, differentiable in the weights, where weights are tensors; else a float. `fit` is None, unless
+    the tables were learned: then mixtures are told by them, and single architectures by the true cost all the same.
     """
+
+    fit: Fit | None = None
+    _true: Callable[[Arch], float] | None = None
+    _least = -math.inf
 
     def __init__(self, name: str, tables: Iterable[Potential], *, constant: float = 0.0, unit: str = "") -> None:
         self.name, self.tables, self.constant, self.unit = name, tuple(tables), float(constant), unit
@@ -44,16 +52,57 @@ class Cost:
         space: Space, factors: Iterable[Factor], price: Callable[[Op], float], *, name: str, constant: float = 0.0, unit: str = ""
     ) -> Cost:
         """The price of every op of a network, tabulated: ``Cost.of_factors(net.space, net.factors(), table.price, name="latency_ms",
-        constant=table.session_ms(net.input_shape), unit="ms")``. Options that the space does not allow are not priced."""
-        tables: list[Potential] = []
+        constant=table.session_ms(net.input_shape), unit="ms")``. Options that the space does not allow are not priced. What factors of too
+        many combinations add is :meth:`learned`, which may be refused.
+        """
+        factors, tables = tuple(factors), list[Potential]()
         for factor in factors:
-            every = combinations(factor, space.allowed)
+            if not listable(factor, space.allowed):
+                continue
             values = np.zeros([len(space.choices[c]) for c in factor.scope])
-            for at in every:
+            for at in combinations(factor, space.allowed):
                 values[at] = sum(price(op) for op in factor.at(at))
             if values.any():
                 tables.append(Potential(factor.scope, values))
-        return Cost(name, tables, constant=constant, unit=unit)
+        exact = Cost(name, tables, constant=constant, unit=unit)
+        if all(listable(factor, space.allowed) for factor in factors):
+            return exact
+        model = CostModel(factors, price)
+        return Cost.learned(space, lambda arch: float(model(arch)) + constant, name=name, unit=unit, known=exact)
+
+    @staticmethod
+    def learned(
+        space: Space,
+        cost: Callable[[Arch], float],
+        *,
+        name: str,
+        unit: str = "",
+        known: Cost | None = None,
+        samples: int = 2000,
+        seed: int = 0,
+    ) -> Cost:
+        """A cost in which choices interact beyond what tables can hold, from the true cost of `samples` architectures.
+
+        The expectation of a mixture is that of a model with tables of single choices and of the pairs that matter; `fit` tells how good the
+        model is on a quarter of the samples, which it did not learn from. The cost of a single architecture is the true one.
+
+        Args:
+            known: a part of the cost that has exact tables.
+
+        Raises:
+            UserError: where the model is too bad to press a search to a limit: off by more than 10 % in the median, or Kendall τ below 0.6.
+        """
+        known = known if known is not None else Cost(name, [], unit=unit)
+        model = learn(space, cost, known, samples=samples, seed=seed)
+        if not model.fit.good:
+            raise UserError(
+                f"the choices of this space interact in {name} beyond what a model of pairs can tell ({model.fit.sentence()}): "
+                "search it by a strategy that proposes single architectures (evolution, nsga2, bayes, random), or without this limit"
+            )
+        found = Cost(name, [*known.tables, *model.tables], constant=known.constant + model.constant, unit=unit)
+        found.fit, found._true = model.fit, lru_cache(maxsize=10_000)(cost)
+        found._least = 0.5 * model.least if model.least > 0 else -math.inf
+        return found
 
     @staticmethod
     def of_params(space: Space, factors: Iterable[Factor]) -> Cost:
@@ -78,6 +127,15 @@ class Cost:
         Raises:
             UserError: if a choice is missing.
         """
+        if self._true is not None and not any(isinstance(value, Mapping) for value in arch.values()):
+            return float(self._true(Arch(arch)))
+        total = self.estimate(arch)
+        if total < self._least:  # no architecture is that cheap, and terms take logarithms
+            return total * 0.0 + self._least
+        return total
+
+    def estimate(self, arch: Mapping[str, Any]) -> Any:
+        """What the tables say: for indices of a learned cost not the true one, but quick."""
         total: Any = self.constant
         for number, table in enumerate(self.tables):
             try:

@@ -3,6 +3,7 @@
 Maximise ``log P(arch)`` subject to bounds on costs that are sums of tables. The Lagrangian dual is solved exactly (cutting planes over
 bucket elimination); its gap is closed by ranking architectures from the best Lagrangian value downwards until no better one can follow
 (Handler & Zang 1980, "A dual algorithm for the constrained shortest path problem", Networks 10, for any number of constraints).
+A learned cost is no sum of tables and leaves no proof: see :mod:`sartor.recipes.exchange`.
 """
 
 from __future__ import annotations
@@ -10,51 +11,18 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sartor.arch import Arch, Space
+from sartor.arch import Space
 from sartor.errors import UserError
 from sartor.recipes.cost_term import Cost
 from sartor.recipes.elimination import Elimination, Potential, Solution, TooLarge
+from sartor.recipes.exchange import Accept, Bound, Problem, Projection, unit
 
-Accept = Callable[[Arch], bool]
 _TINY = 1e-30  # an option that a policy excludes is worth less than any other, yet may be needed to keep a limit
-
-
-@dataclass(frozen=True)
-class Bound:
-    """``at_least <= cost(arch) <= at_most``, in the cost's own unit."""
-
-    cost: Cost
-    at_most: float = math.inf
-    at_least: float = -math.inf
-
-    def holds(self, arch: Mapping[str, int]) -> bool:
-        return self.at_least <= float(self.cost(arch)) <= self.at_most
-
-
-@dataclass(frozen=True)
-class Projection:
-    """An architecture within the limits.
-
-    Attributes:
-        log_prob: its log-probability.
-        limit: no architecture within the limits has a larger log-probability than this.
-        exact: whether the architecture is proven to be the most probable one.
-        costs: its costs, by name.
-        ranked: architectures that were looked at.
-    """
-
-    arch: Arch
-    log_prob: float
-    limit: float
-    exact: bool
-    costs: dict[str, float]
-    ranked: int
 
 
 def project(
@@ -74,11 +42,15 @@ def project(
         most: architectures to rank before giving up the proof; the best one found so far, improved by exchange, is then returned with
             `exact` False.
 
+    Bounds on a learned cost are held against the true one, and `exact` is True only where nothing at all is more probable.
+
     Raises:
         UserError: if no architecture keeps the bounds, naming what is attainable, or none was found that `accept` takes.
     """
     scores = _scores(space, mixture)
-    problem = _Problem(space, scores, list(bounds), accept)
+    problem = _Ranked(space, scores, list(bounds), accept)
+    if problem.learned:
+        return problem.exchanged()
     try:
         return problem.ranked(most)
     except TooLarge:
@@ -132,52 +104,13 @@ def _scores(space: Space, mixture: Mapping[str, Any]) -> dict[str, dict[int, flo
     return found
 
 
-class _Problem:
-    def __init__(self, space: Space, scores: dict[str, dict[int, float]], bounds: list[Bound], accept: Accept | None) -> None:
-        self.space, self.scores, self.bounds, self.accept = space, scores, bounds, accept
-        #: (cost, sign, bound): a side is kept where sign * (cost - bound) <= 0
-        self.sides = [(b.cost, 1.0, b.at_most) for b in bounds if b.at_most < math.inf]
-        self.sides += [(b.cost, -1.0, b.at_least) for b in bounds if b.at_least > -math.inf]
-        self.best: tuple[float, Arch] | None = None
-        self.looked = 0
-
-    # -- architectures ------------------------------------------------------------------------------------------------
-
-    def score(self, arch: Mapping[str, int]) -> float:
-        on = self.space.active(arch)
-        return sum(self.scores[name][arch[name]] for name in self.scores if name in on)
-
-    def excess(self, arch: Mapping[str, int]) -> float:
-        """Sum of relative violations."""
-        return sum(max(0.0, sign * (float(cost(arch)) - bound)) / max(abs(bound), 1e-12) for cost, sign, bound in self.sides)
-
-    def consider(self, arch: Arch) -> bool:
-        """Whether `arch` is within all limits; the best one is remembered."""
-        self.looked += 1
-        if not all(bound.holds(arch) for bound in self.bounds) or (self.accept is not None and not self.accept(arch)):
-            return False
-        score = self.score(arch)
-        if self.best is None or score > self.best[0]:
-            self.best = score, arch
-        return True
-
-    def result(self, limit: float, *, exact: bool) -> Projection:
-        if self.best is None:
-            raise UserError(f"no architecture among {self.looked} within the limits on {self._names()} was accepted; relax the limits")
-        score, arch = self.best
-        costs = {bound.cost.name: float(bound.cost(arch)) for bound in self.bounds}
-        return Projection(arch, score, max(limit, score), exact, costs, self.looked)
-
-    def _names(self) -> str:
-        return ", ".join(dict.fromkeys(bound.cost.name for bound in self.bounds)) or "nothing"
-
-    # -- exact: dual, then ranking ----------------------------------------------------------------------------------------
+class _Ranked(Problem):
+    """Exact: dual, then ranking."""
 
     def ranked(self, most: int) -> Projection:
-        likely = [Potential((name,), _column(self.space, name, row)) for name, row in self.scores.items()]
-        sided = [[Potential(t.scope, sign * t.values / _unit(bound)) for t in cost.tables] for cost, sign, bound in self.sides]
-        offsets = [sign * (cost.constant - bound) / _unit(bound) for cost, sign, bound in self.sides]
-        plan = Elimination(self.space, [likely, *sided], silent=frozenset({0}))
+        sided = [[Potential(t.scope, sign * t.values / unit(bound)) for t in cost.tables] for cost, sign, bound in self.sides]
+        offsets = [sign * (cost.constant - bound) / unit(bound) for cost, sign, bound in self.sides]
+        plan = Elimination(self.space, [self.likely(), *sided], silent=frozenset({0}))
         floors = [self._floor(plan, number, offset) for number, offset in enumerate(offsets)]
         multipliers = self._dual(plan, offsets)
         solution = plan.solve([1.0, *(-m for m in multipliers)])
@@ -201,7 +134,7 @@ class _Problem:
         least = -solution.best + offset
         if least > 1e-9:
             cost, sign, bound = self.sides[number]
-            reached = bound + sign * least * _unit(bound)
+            reached = bound + sign * least * unit(bound)
             word = "most" if sign > 0 else "least"
             raise UserError(
                 f"no architecture has {cost.name} of at {word} {bound:.6g} {cost.unit}".rstrip()
@@ -224,7 +157,7 @@ class _Problem:
             solution = plan.solve([1.0, *(-m for m in multipliers)])
             arch = plan.arch(plan.complete(solution, {}, len(plan.order) - 1))
             self.consider(arch)
-            excess = [sign * (float(cost(arch)) - bound) / _unit(bound) for cost, sign, bound in self.sides]
+            excess = [sign * (float(cost(arch)) - bound) / unit(bound) for cost, sign, bound in self.sides]
             value = solution.best - sum(m * o for m, o in zip(multipliers, offsets, strict=True))
             if value < lowest - 1e-6:  # the Lagrangian bounds the score of everything within the limits, and no score is this low
                 raise UserError(f"no architecture keeps the limits on {self._names()} at once; relax one of them")
@@ -291,69 +224,6 @@ class _Problem:
                         found.append((value - float(losses[state]), at, state))
             spent = [s + floor.loss(at, taken, context) for s, (floor, _) in zip(spent, floors, strict=True)]
         return found
-
-    # -- local exchange: where tables would be too large, or the proof too long ------------------------------------------------
-
-    def exchanged(self) -> Projection:
-        """A good architecture within the limits, without a proof."""
-        start = self.space.canonical({name: max(row, key=row.__getitem__) for name, row in self.scores.items()})
-        limit = self.score(start)
-        rng = np.random.default_rng(0)
-        for attempt in range(8):
-            arch = self._repaired(start if attempt == 0 else self.space.sample(rng))
-            if self.consider(arch):
-                self._exchange(arch)
-        if self.best is None:
-            least = self._repaired(start)
-            figures = ", ".join(f"{b.cost.name} {float(b.cost(least)):.6g} {b.cost.unit}".rstrip() for b in self.bounds)
-            raise UserError(f"no architecture within the limits on {self._names()} was found; the nearest has {figures}: relax the limits")
-        return self.result(limit, exact=False)
-
-    def _repaired(self, arch: Arch) -> Arch:
-        """Exchange single choices for the least violation, and within it for the highest score."""
-
-        def key(a: Arch) -> tuple[float, float]:
-            return -self.excess(a), self.score(a)
-
-        while self.excess(arch) > 0:
-            best = max(self.space.neighbours(arch), key=key, default=arch)
-            if key(best) <= key(arch):
-                break
-            arch = best
-        return arch
-
-    def _exchange(self, arch: Arch) -> None:
-        """Improve an architecture within the limits by exchanging one choice, then two, as long as the score rises."""
-        improved = True
-        while improved:
-            improved = False
-            before = self.best[0] if self.best is not None else -math.inf
-            for neighbour in self.space.neighbours(arch):
-                self._try(neighbour)
-            if self.best is not None and self.best[0] <= before:
-                single = self.space.neighbours(arch)
-                ranked = sorted(single, key=self.score, reverse=True)[:12]  # a second choice makes up for what the first one costs
-                for first in ranked:
-                    for second in self.space.neighbours(first):
-                        self._try(second)
-            if self.best is not None and self.best[0] > before:
-                arch, improved = self.best[1], True
-
-    def _try(self, arch: Arch) -> None:
-        if self.best is None or self.score(arch) > self.best[0]:
-            self.consider(arch)
-
-
-def _column(space: Space, name: str, row: Mapping[int, float]) -> np.ndarray:
-    values = np.zeros(len(space.choices[name]))
-    for index, score in row.items():
-        values[index] = score
-    return values
-
-
-def _unit(bound: float) -> float:
-    """Excesses are counted relative to the bound, so that multipliers of different costs are alike in size."""
-    return max(abs(bound), 1e-12)
 
 
 __all__ = ["Accept", "Bound", "Projection", "project", "within"]
