@@ -154,21 +154,29 @@ def _from_agent(name: str, url: str, token_file: Path | None, certificate: Path 
         ) from None
 
 
-def listing(precision: str, threads: int) -> list[dict[str, Any]]:
-    """One record a device. The host has its identity; others are described by their files alone, so that nothing need answer."""
+def listing(precision: str, threads: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """One record a device, and one sentence for each file that is no device file, which hides no other device. The host has its identity;
+    others are described by their files alone, so that nothing need answer."""
     from sartor.hardware.device import describe
     from sartor.hardware.devices import HOST, find, names
+    from sartor.hardware.probing import probe_host
 
-    found = []
+    found, bad = [], []
     for name in names():
-        spec = find(name)
+        try:
+            spec = find(name)
+        except UserError as error:
+            bad.append(str(error))
+            if name != HOST:
+                continue
+            spec = probe_host()
         record: dict[str, Any] = {
             "name": name, "title": spec.title, "kind": spec.kind, "cpu": spec.processor, "cores": spec.cores, "runtime": spec.runtime,
             "precisions": list(spec.precisions), "measured": can_measure(spec), "agent": spec.agent.url if spec.agent else None,
             "peak_ops_per_s": dict(spec.peak_ops_per_s), "sram_bytes": spec.sram_bytes, "flash_bytes": spec.flash_bytes,
         }  # fmt: skip
         found.append({**record, **describe(precision, threads)} if name == HOST else record)
-    return found
+    return found, bad
 
 
 def can_measure(spec: Any) -> bool:
@@ -208,9 +216,9 @@ def _text(value: Any) -> str:
 def _print_list(precision: str, threads: int, as_json: bool) -> None:
     from sartor.report import terminal
 
-    found = listing(precision, threads)
+    found, bad = listing(precision, threads)
     if as_json:
-        _print_json({"devices": found})
+        _print_json({"devices": found, "refused": bad})
         return
     columns = ("name", "device", "kind", "runtime", "precisions", "cores", "figures")
     rows: Sequence[Sequence[str]] = [
@@ -222,6 +230,8 @@ def _print_list(precision: str, threads: int, as_json: bool) -> None:
     console.print(
         f"Identity of host figures: {host['fingerprint']} ({host['runtime']} {host['version']}, {precision}, {threads} thread(s))."
     )
+    for sentence in bad:
+        terminal.say(console, f"Not listed: {sentence}")
 
 
 def _print_json(content: Any) -> None:
