@@ -15,6 +15,7 @@ import typer
 
 from sartor import __version__
 from sartor.bench.command import bench
+from sartor.deploy.check_device import check
 from sartor.deploy.devices import Folder, devices, use_folder
 from sartor.deploy.train_cells import train
 from sartor.errors import UserError
@@ -187,6 +188,7 @@ def export(
 app.command()(profile)
 
 
+devices.command()(check)
 app.add_typer(devices, name="devices")
 
 

@@ -164,6 +164,9 @@ def test_litert_integers_use_the_whole_range_of_their_own_type(dtype: type, scal
 
 def test_litert_tensors_that_are_not_quantised_keep_their_values() -> None:
     whole = {"dtype": np.int32, "quantization": (0.0, 0)}
-    assert to_tensor(np.array([3.2, -7.0]), whole).tolist() == [3, -7] and from_tensor(np.array([3, -7], np.int32), whole).tolist() == [3, -7]
+    assert to_tensor(np.array([3.2, -7.0]), whole).tolist() == [3, -7] and from_tensor(np.array([3, -7], np.int32), whole).tolist() == [
+        3,
+        -7,
+    ]
     real = {"dtype": np.float32, "quantization": (0.0, 0)}
     assert to_tensor(np.array([0.25]), real).dtype == np.float32 and from_tensor(np.array([0.25], np.float32), real).tolist() == [0.25]

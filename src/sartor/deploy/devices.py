@@ -12,7 +12,7 @@ import typer
 
 from sartor.errors import UserError
 
-devices = typer.Typer(help="List the devices, with what identifies each; show, add and probe them.", invoke_without_command=True)
+devices = typer.Typer(help="List the devices, with what identifies each; show, check, add and probe them.", invoke_without_command=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Folder = Annotated[
@@ -23,21 +23,21 @@ Name = Annotated[str, typer.Argument(help="A device, see `sartor devices`.", sho
 Precision = Annotated[str, typer.Option(help="int8 or fp32; part of what identifies a measurement.", show_default=True)]
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise typer.BadParameter(f"expected a whole number, but got {text!r}") from None
 
 
-Threads = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Threads, the same.", show_default=True)]
+Threads = Annotated[int, typer.Option(parser=whole, metavar="N", help="Threads, the same.", show_default=True)]
 
 
 @devices.callback()
 def devices_command(
     context: typer.Context, precision: Precision = "int8", threads: Threads = 1, folder: Folder = None, as_json: Json = False
 ) -> None:
-    """List the devices, with what identifies each; show, add and probe them."""
+    """List the devices, with what identifies each; show, check, add and probe them."""
     use_folder(folder)
     if context.invoked_subcommand is None:
         _print_list(precision, threads, as_json)
@@ -59,7 +59,7 @@ def show(name: Name, folder: Folder = None, as_json: Json = False) -> None:
     use_folder(folder)
     spec = find(name)
     if as_json:
-        _print_json(spec.to_json())
+        print_json(spec.to_json())
         return
     console = terminal.console()
     console.print(terminal.table(spec.title, ("quantity", "value", "source"), quantities(spec.to_json(), spec), left=3))
@@ -96,7 +96,7 @@ def add(
         raise UserError("device: 'host' is this machine; `sartor devices probe host` measures it")
     path = write(spec, user_folder(), replace=force)
     if as_json:
-        _print_json({"added": spec.name, "file": str(path)})
+        print_json({"added": spec.name, "file": str(path)})
     else:
         print(f"{spec.name}: {spec.processor or spec.title}, in {path}; try: sartor search digits --device {spec.name}")
 
@@ -119,7 +119,7 @@ def probe(name: Name = "host", folder: Folder = None, as_json: Json = False) -> 
         found = probe_by_measuring(device, spec, progress=progress)
     path = write(found, user_folder(), replace=True)
     if as_json:
-        _print_json({**found.to_json(), "file": str(path)})
+        print_json({**found.to_json(), "file": str(path)})
         return
     shown = [row for row in quantities(found.to_json(), found) if row[2].startswith("measured")]
     terminal.console().print(terminal.table(f"{found.name}, kept in {path}", ("quantity", "value", "source"), shown, left=3))
@@ -218,7 +218,7 @@ def _print_list(precision: str, threads: int, as_json: bool) -> None:
 
     found, bad = listing(precision, threads)
     if as_json:
-        _print_json({"devices": found, "refused": bad})
+        print_json({"devices": found, "refused": bad})
         return
     columns = ("name", "device", "kind", "runtime", "precisions", "cores", "figures")
     rows: Sequence[Sequence[str]] = [
@@ -234,5 +234,5 @@ def _print_list(precision: str, threads: int, as_json: bool) -> None:
         terminal.say(console, f"Not listed: {sentence}")
 
 
-def _print_json(content: Any) -> None:
+def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2, allow_nan=False))

@@ -17,7 +17,7 @@ from sartor.hardware.modelled import note
 from sartor.job.context import Job
 from sartor.spaces.mcu import Feasible, choose_space
 from sartor.spaces.mobile import MobileNet
-from sartor.spaces.restrict import restrict, summary
+from sartor.spaces.restrict import conform, summary
 
 if TYPE_CHECKING:
     from sartor.deploy.verify import Test
@@ -85,20 +85,11 @@ def _restrict(job: Job) -> dict[str, Any]:
     """The labels that are left of each choice, what was removed, and sentences that say so."""
     assert job.spec is not None
     space = job.net.space
-    given_up: list[str] = []
-    for waive in ((), ("lanes",), ("lanes", "maps")):
-        try:
-            left, removed = restrict(job.net, job.spec, precision=job.request.precision, waive=waive)
-            break
-        except UserError as error:  # rules of convenience give way, what the device cannot run does not
-            given_up.append(str(error))
-    else:
-        raise UserError(given_up[-1])
+    (left, removed), given_up = conform(job.net, job.spec, job.request.precision)
     keep = {
         name: [space.choices[name][i] for i in indices] for name, indices in left.allowed.items() if tuple(indices) != space.allowed[name]
     }
-    notes = summary(removed) or [f"Nothing of the space was left out: {job.spec.title} runs all of it well, as far as its file tells."]
-    notes += [f"A rule of convenience was waived: {error}." for error in given_up]
+    notes = summary(removed, given_up, job.spec)
     return {"keep": keep, "removed": [list(one) for one in removed], "notes": notes}
 
 

@@ -43,11 +43,13 @@ def to_tensor(x: np.ndarray, about: dict[str, Any]) -> np.ndarray:
         return np.ascontiguousarray(x, about["dtype"])
     scale, zero = about["quantization"]
     ends = np.iinfo(about["dtype"])
-    return np.ascontiguousarray(np.clip(np.round(np.asarray(x, np.float64) / (scale or 1.0)) + zero, ends.min, ends.max).astype(about["dtype"]))
+    return np.ascontiguousarray(
+        np.clip(np.round(np.asarray(x, np.float64) / (scale or 1.0)) + zero, ends.min, ends.max).astype(about["dtype"])
+    )
 
 
 def from_tensor(values: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """The real values that a tensor holds; `about` as in :func:`to_tensor`. An integer tensor that is not quantised holds its own values."""
+    """The real values that a tensor holds; `about` as in :func:`to_tensor`. Integers that are not quantised stand for themselves."""
     if np.issubdtype(about["dtype"], np.floating):
         return np.asarray(values)
     scale, zero = about["quantization"]
