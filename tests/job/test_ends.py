@@ -21,7 +21,8 @@ from sartor.arch import Arch, Space
 from sartor.goals import Goals
 from sartor.hardware.series import Measurement
 from sartor.job import conclude, explore, finish
-from sartor.job.context import Job, timings
+from sartor.job.context import Job
+from sartor.job.further import timings
 from sartor.job.state import State
 from sartor.job.workers import Task, trained
 from sartor.request import SearchRequest
@@ -124,7 +125,7 @@ def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         made: list[str] = []
         fields = {"models": 2, "from_scratch": False, **asked}
         goals = Goals.parse(["accuracy", "latency_ms"], ["latency_ms<=1"])
-        job = SimpleNamespace(request=SimpleNamespace(**fields), goals=goals, target=SimpleNamespace(measured=True))
+        job = SimpleNamespace(request=SimpleNamespace(**fields), goals=goals, measuring=True)
         job.folder = tmp_path
         names = [name for name in latency_ms if not name.endswith("-scratch")]
         trials = [
@@ -289,8 +290,8 @@ def test_networks_that_calibrate_the_table_bring_ops_that_it_lacks(request_for: 
     table = SimpleNamespace(ensure=lambda ops: known.update(op.signature for op in ops), calibrate=calibrate)
     monkeypatch.setattr(Job, "predicted", lambda self, arch: timings(self.net.costs(arch)["macs"]))
     monkeypatch.setattr(Job, "export", lambda self, module, folder, quick: folder / "model.onnx")
-    monkeypatch.setattr(Job, "clock", lambda self, file, seconds: SimpleNamespace(quiet=1.0, p50=1.0))
-    assert explore._calibrate(job, table) == {}  # type: ignore[arg-type]
+    monkeypatch.setattr(Job, "everywhere", lambda self, files, seconds: [{"": SimpleNamespace(quiet=1.0, p50=1.0)}])
+    assert explore._calibrate(job, {"": table}) == {"": {}}  # type: ignore[dict-item]
 
 
 def test_screening_sees_fewer_where_costs_take_long(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,8 +356,9 @@ def test_a_candidates_latency_is_the_clocks_wherever_there_is_one(measured: bool
         return exported[-1]
 
     job = SimpleNamespace(
-        target=SimpleNamespace(measured=measured), goals=Goals.parse(["accuracy", "latency_ms"]), export=export,
-        net=SimpleNamespace(extract=lambda arch: SimpleNamespace(eval=lambda: None)), clock=lambda file, seconds: _clock(0.25),
+        measuring=measured, derive=dict, goals=Goals.parse(["accuracy", "latency_ms"]), export=export,
+        net=SimpleNamespace(extract=lambda arch: SimpleNamespace(eval=lambda: None)),
+        everywhere=lambda files, seconds: [{"": _clock(0.25)}],
         file_figures=lambda file: {"file_bytes": 7.0}, predicted=lambda arch: {"params": 3.0, **timings(9.0)},
         energies=lambda *a: {}, dynamic_mj=lambda arch: None,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from sartor.arch import Arch
 from sartor.evaluators.supernet import SupernetEvaluator
 from sartor.hardware.device import cores
+from sartor.hardware.graph import Op
 from sartor.job.context import Job
 from sartor.job.explore import batch_size, candidate, for_seconds, save_weights
 from sartor.job.state import write_json
 from sartor.methods import GRADIENT, METHODS
+from sartor.predictors.latency.composite import weighted_price
 from sartor.recipes.evaluate import as_input, count_correct
 from sartor.store import Store
 from sartor.trial import Proposal, Trial
@@ -90,14 +93,25 @@ def _limited(job: Job, method: Callable[..., Any], settings: dict[str, Any]) -> 
     if not job.goals.limits:
         return method(job.net, job.data, **settings)
     space, factors = job.net.space, job.factors
-    session = job.table.session_ms(job.data.input_shape)
-    costs = [
-        Cost.of_factors(space, factors, job.price, name="latency_ms", constant=session, unit="ms"),
-        Cost.of_params(space, factors),
-        Cost.of_macs(space, factors),
-    ]
+    priced = [Cost.of_factors(space, factors, price, name=name, constant=constant) for name, price, constant in additive(job)]
+    costs = [*priced, Cost.of_params(space, factors), Cost.of_macs(space, factors)]
     limit = goal_limit(job.goals, costs, job.predicted)
     return limited(method, job.net, job.data, **limit, **settings) if limit else method(job.net, job.data, **settings)
+
+
+def additive(job: Job) -> list[tuple[str, Callable[[Op], float], float]]:
+    """What sums over the ops of a network, as (metric, price of an op, constant): latencies, and what is made of sums of them."""
+    shape = job.data.input_shape
+    found: list[tuple[str, Callable[[Op], float], float]] = [("latency_ms", job.price, job.table.session_ms(shape))]
+    found += [(device.asked.metric, device.price, device.table.session_ms(shape)) for device in job.further]
+    if job.further:
+        weights = {"latency_ms": 1.0, **{device.asked.metric: device.asked.weight for device in job.further}}
+        constant = math.fsum(weights[name] * session for name, _, session in found)
+        found.append(("weighted_latency_ms", weighted_price({name: price for name, price, _ in found}, weights), constant))
+    if job.composite is not None:
+        price = job.composite.price(job.price, bytes_per_value=job.bytes_per_value)
+        found.append(("composite_cost", price, job.composite.gamma * found[0][2]))
+    return found
 
 
 def _diagnosis(job: Job, trajectory: Sequence[Any]) -> list[str]:
