@@ -69,6 +69,7 @@ def test_composite_cost_and_merit(accuracy: float, energy: float, latency: float
     found = derived({"accuracy": accuracy, "energy_mj": energy, "macs": 1e6, "moved_bytes": 5e4, **timings(latency)})
     assert found["composite_cost"] == pytest.approx(1 + 1 + 3 * latency / 10)
     assert found["merit"] == pytest.approx(max(0, accuracy) ** 2 / (energy * math.sqrt(latency)))
+    assert derived({**found, "accuracy": 0.5})["merit"] == pytest.approx(0.25 / (energy * math.sqrt(latency)))  # as after training
     assert not {"composite_cost", "merit"} & derived(timings(latency)).keys()  # nothing is made up where a part is missing
 
 
