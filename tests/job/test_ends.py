@@ -102,7 +102,7 @@ def test_what_the_last_measurement_refuses_is_not_left_among_the_models(ended: S
     ended.test.update(a=0.9)
     result = conclude.conclude(job, models, [], [])
     assert [m["name"] for m in result["models"]] == ["a"] and result["models"][0]["metrics"]["latency_ms"] == 0.7
-    assert [r["name"] for r in result["refused"]] == ["b"] and "latency_ms<=1: measured 1.25" in result["refused"][0]["reason"]
+    assert [r["name"] for r in result["refused"]] == ["b"] and "latency_ms<=1: 1.25 on the exported file" in result["refused"][0]["reason"]
     assert [str(p.relative_to(job.folder)) for p in sorted((job.folder / "models").rglob("*"))] == ["models/a", "models/a/model.onnx"]
     assert json.loads((job.folder / "result.json").read_text()) == result
 
@@ -151,7 +151,7 @@ def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 def test_a_model_that_breaks_a_limit_gives_way_to_the_next_candidate(delivery: Any) -> None:
     kept, refused, made = delivery({"c1": 0.8, "c2": 1.3, "c3": 1.1, "c4": 0.9, "c5": 0.9}, {})
     assert [r["name"] for r in kept] == ["c1", "c4"] and made == ["c1", "c2", "c3", "c4"]  # c5 is not needed
-    assert [r["name"] for r in refused] == ["c2", "c3"] and "latency_ms<=1: measured 1.3" in refused[0]["reason"]
+    assert [r["name"] for r in refused] == ["c2", "c3"] and "latency_ms<=1: 1.3 on the exported file" in refused[0]["reason"]
 
 
 def test_of_both_trainings_the_better_file_on_validation_is_delivered_and_both_are_told(delivery: Any) -> None:
