@@ -278,11 +278,15 @@ def test_search_passes_every_option_on_and_prints_json_alone(
         "--limit latency=2ms --limit peak=256KB --objective accuracy --objective latency --objective params --minutes 3 --space catalogue"
     )
     more = "--strategy random --precision fp32 --models 3 --no-baselines --from-scratch --validation 0.2 --limit-train 900 --input-size 16"
-    assert main(["search", "digits", *options.split(), *more.split(), "--seed", "7", "--out", folder, "--json"]) == 0
+    several = "--platform pixel-3:weight=2 --platform raspberry-pi-4:limit=30ms --composite 1,0.5,2 --merit 2,1,1"
+    assert main(["search", "digits", *options.split(), *more.split(), *several.split(), "--seed", "7", "--out", folder, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {
         "data": "digits",
         "space": "catalogue",
+        "platforms": ["pixel-3:weight=2", "raspberry-pi-4:limit=30ms"],
+        "composite": [1.0, 0.5, 2.0],
+        "merit": [2.0, 1.0, 1.0],
         "device": "host",
         "precision": "fp32",
         "threads": 1,

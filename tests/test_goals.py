@@ -222,3 +222,21 @@ def test_mnasnet_reward_makes_slow_nets_worse(accuracy: float, latency: float, f
     assert slow <= fast
     if latency * factor > 10.0:
         assert slow < fast
+
+
+@given(st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,20}", fullmatch=True), st.sampled_from(STATISTICS), st.floats(1e-9, 1e9))
+def test_a_latency_on_a_further_device_is_a_metric_of_its_own(device: str, statistic: str, bound: float) -> None:
+    limit = Limit(f"latency_ms@{device}", bound, statistic)
+    assert parse_limit(str(limit)) == limit and limit.upper
+    metrics = {"latency_ms": 0.0, "latency_ms_p10": 0.0, "latency_ms_p90": 0.0, limit.key: 2 * bound}
+    assert limit.excess(metrics) == pytest.approx(1.0) and limit.excess({"latency_ms": 0.0}) == math.inf
+    goals = Goals.parse(["accuracy", f"latency@{device}"])
+    found = {"accuracy": 0.5, f"latency_ms@{device}": 3.0, f"latency_ms_quiet@{device}": 2.0}
+    assert goals.values(found).tolist() == [-0.5, 2.0]
+
+
+def test_of_a_further_device_there_is_only_a_latency() -> None:
+    assert parse_limit("latency_p90@pi=500us") == Limit("latency_ms@pi", 0.5, "p90")
+    for text in ("peak@pi=1KB", "latency@=1", "accuracy@pi>=0.5", "weighted_latency_ms_p90=2"):
+        with pytest.raises(UserError):
+            parse_limit(text)

@@ -14,6 +14,7 @@ import typer
 
 from sartor import __version__
 from sartor.bench.command import bench
+from sartor.deploy.check_device import check
 from sartor.deploy.devices import Folder, devices, use_folder
 from sartor.deploy.train_cells import train
 from sartor.errors import PLACE, UserError, unusable
@@ -43,6 +44,11 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise typer.BadParameter(f"expected a number, but got {text!r}") from None
+
+
+def numbers(text: str) -> list[float]:
+    """An option's numbers with commas between them."""
+    return [number(part.strip()) for part in text.split(",")]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
@@ -99,6 +105,16 @@ def search(
     ] = None,
     guard: Annotated[bool | None, typer.Option("--guard", help="End a gradient method when its doctor finds a collapse.")] = None,
     device: Annotated[str | None, typer.Option(help="Device, see `sartor devices` (default: host).")] = None,
+    platform: Annotated[
+        list[str] | None,
+        typer.Option(help="A further device, such as pixel-3 or pixel-3:weight=2,limit=30ms. Repeatable.", show_default=False),
+    ] = None,
+    composite: Annotated[
+        Any, typer.Option(parser=numbers, metavar="A,B,C", help="Weights of composite_cost: FLOPs, moved bytes, latency (default: 1,1,1).")
+    ] = None,
+    merit: Annotated[
+        Any, typer.Option(parser=numbers, metavar="A,B,C", help="Exponents of merit: accuracy, energy, latency (default: 1,1,1).")
+    ] = None,
     precision: Precision = None,
     threads: Threads = None,
     models: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most models to deliver (default: 8).")] = None,
@@ -117,8 +133,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search the networks with the best trade-offs for DATA on a device, within limits."""
-    given = {**locals(), "limits": limit, "objectives": objective}
-    request = _request({name: value for name, value in given.items() if name not in {"limit", "objective", "as_json"}})
+    given = {**locals(), "limits": limit, "objectives": objective, "platforms": platform}
+    request = _request({name: value for name, value in given.items() if name not in {"limit", "objective", "platform", "as_json"}})
     _carry_out("search", request, as_json)
 
 
@@ -186,6 +202,7 @@ def export(
 app.command()(profile)
 
 
+devices.command()(check)
 app.add_typer(devices, name="devices")
 
 

@@ -1,7 +1,8 @@
 """What a search wants (objectives) and what it must keep to (limits).
 
 A trial's metrics are a plain mapping. Latency is a distribution: `latency_ms` is its median (p50); other statistics are separate
-entries, `latency_ms_p10` and `latency_ms_p90`, and a limit names the one it means.
+entries, `latency_ms_p10` and `latency_ms_p90`, and a limit names the one it means. The latency on a further device of a search is
+`latency_ms@DEVICE` (`latency_ms_p90@DEVICE`); it can be an objective and a limit as any other.
 
 A metric that is missing, NaN or infinite counts as the worst possible: +inf as an objective, an infinite violation as a limit. Such a
 trial is never feasible and never on a front; :meth:`Goals.missing` names what it lacks.
@@ -48,8 +49,24 @@ _ALL = (
     Metric("quantisation_error", "min", "fraction", "norm(W - Q(W)) / norm(W) of the layer that rounding to int8 changes most"),
     Metric("energy_mj", "min", "mJ", "energy of one inference by the device's energy model, not measured"),
     Metric("edp", "min", "mJ*ms", "energy-delay product of one inference by the device's energy model"),
+    Metric("weighted_latency_ms", "min", "ms", "sum of weight times latency over the device and the further platforms"),
+    Metric(
+        "worst_latency",
+        "min",
+        "ratio",
+        "largest latency / limit over the devices; at most 1 where each of them keeps its own limit",
+    ),
+    Metric(
+        "composite_cost",
+        "min",
+        "ratio",
+        "alpha FLOPs + beta moved bytes + gamma latency, relative to the largest network of the space",
+    ),
+    Metric("merit", "max", "score", "accuracy^alpha / (energy^beta latency^gamma), in fraction, mJ and ms"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+#: Metrics that are known only once there is an accuracy, and of a delivered network once it is trained.
+OF_ACCURACY = ("accuracy", "top5", "merit")
 
 _ALIASES = {
     "latency": "latency_ms", "acc": "accuracy", "top1": "accuracy", "fps": "throughput", "peak": "peak_bytes", "memory": "peak_bytes",
@@ -66,26 +83,42 @@ _UNITS: dict[str, dict[str, float]] = {
     "images/s": {"": 1, "/s": 1, "fps": 1, "img/s": 1, "images/s": 1, "k": 1e3},
     "mJ": {"": 1, "mj": 1, "j": 1e3, "uj": 1e-3, "µj": 1e-3, "μj": 1e-3},
     "mJ*ms": {"": 1, "mj*ms": 1},
+    "ratio": {"": 1, "%": 1e-2},
+    "score": {"": 1},
 }
 _SPELLED = {
     "ms": "s, ms, us, ns", "bytes": "B, KB, MB, GB (1 KB = 1024 B)", "count": "K, M, G", "fraction": "%", "images/s": "fps, images/s",
-    "mJ": "J, mJ, uJ", "mJ*ms": "mJ*ms",
+    "mJ": "J, mJ, uJ", "mJ*ms": "mJ*ms", "ratio": "%", "score": "none",
 }  # fmt: skip
 
 
 def metric_name(text: str) -> str:
-    """The metric a user means: `latency` -> `latency_ms`.
+    """The metric a user means: `latency` -> `latency_ms`, `latency@pi` -> `latency_ms@pi`.
 
     Raises:
-        UserError: for an unknown metric, naming the known ones and the closest.
+        UserError: for an unknown metric, naming the known ones and the closest, and for another one than latency on a further device.
     """
-    name = text.strip().lower().replace("-", "_")
+    text, at, device = text.strip().partition("@")
+    name = text.lower().replace("-", "_")
     name = _ALIASES.get(name, name)
     if name not in METRICS:
         close = difflib.get_close_matches(name, [*METRICS, *_ALIASES], n=1, cutoff=0.5)
         hint = f"did you mean '{_ALIASES.get(close[0], close[0])}'? " if close else ""
-        raise UserError(f"unknown metric '{text.strip()}'; {hint}known metrics: {', '.join(METRICS)}")
-    return name
+        raise UserError(f"unknown metric '{text}'; {hint}known metrics: {', '.join(METRICS)}")
+    if at and (name != "latency_ms" or not device):
+        raise UserError(f"'{text}@{device}': of a further device there is its latency only; write latency@DEVICE")
+    return f"{name}{at}{device}"
+
+
+def metric_of(name: str) -> Metric:
+    """What a name stands for that may say on which further device: that of `latency_ms@pi` is `latency_ms`. Raises KeyError if unknown."""
+    return METRICS[name.partition("@")[0]]
+
+
+def entry(name: str, statistic: str) -> str:
+    """The entry of a trial's metrics for another statistic: (`latency_ms@pi`, `_p90`) -> `latency_ms_p90@pi`."""
+    base, at, device = name.partition("@")
+    return f"{base}{statistic}{at}{device}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +126,7 @@ class Limit:
     """A bound on a metric: an upper one where less is better (`latency_ms <= 2`), a lower one where more is better (`accuracy >= 0.9`).
 
     Args:
-        metric: a name in :data:`METRICS`.
+        metric: a name in :data:`METRICS`, or `latency_ms@DEVICE`.
         bound: in the metric's unit (ms, bytes, images/s, fraction 0..1, count); finite and above zero.
         statistic: "p10", "p50" or "p90" of a latency; every other metric has only "p50".
 
@@ -106,12 +139,13 @@ class Limit:
     statistic: str = "p50"
 
     def __post_init__(self) -> None:
-        metric = METRICS[metric_name(self.metric)]
-        if metric.name != self.metric:
-            raise UserError(f"a limit needs the full metric name '{metric.name}', got '{self.metric}'")
+        name = metric_name(self.metric)
+        metric = metric_of(name)
+        if name != self.metric:
+            raise UserError(f"a limit needs the full metric name '{name}', got '{self.metric}'")
         if self.statistic not in STATISTICS:
             raise UserError(f"limit on {self.metric}: unknown statistic '{self.statistic}'; known: {', '.join(STATISTICS)}")
-        if self.statistic != "p50" and metric.unit != "ms":
+        if self.statistic != "p50" and metric.name != "latency_ms":
             raise UserError(f"limit on {self.metric}: the statistic {self.statistic} exists for latencies only; leave it out")
         if not math.isfinite(self.bound) or self.bound <= 0:
             raise UserError(f"limit on {self.metric}: the bound must be a finite number above zero, got {self.bound}")
@@ -121,12 +155,12 @@ class Limit:
     @property
     def key(self) -> str:
         """The entry of a trial's metrics that this limit reads: `latency_ms` (p50), `latency_ms_p90`."""
-        return self.metric if self.statistic == "p50" else f"{self.metric}_{self.statistic}"
+        return self.metric if self.statistic == "p50" else entry(self.metric, f"_{self.statistic}")
 
     @property
     def upper(self) -> bool:
         """Whether the bound is an upper one."""
-        return METRICS[self.metric].direction == "min"
+        return metric_of(self.metric).direction == "min"
 
     def excess(self, metrics: Mapping[str, float]) -> float:
         """Relative excess over the bound: 0 or less where it is kept (the slack), +inf where the metric is missing or not finite."""
@@ -141,7 +175,7 @@ class Limit:
         return f"{self.key}{'<=' if self.upper else '>='}{short if float(short) == self.bound else repr(float(self.bound))}"
 
 
-_FORM = re.compile(r"^\s*([A-Za-z][\w-]*)\s*(<=|>=|==|=|<|>|≤|≥)\s*(.*?)\s*$")
+_FORM = re.compile(r"^\s*([A-Za-z][\w-]*)(@[\w.-]*)?\s*(<=|>=|==|=|<|>|≤|≥)\s*(.*?)\s*$")
 _NUMBER = re.compile(r"^([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([^\d\s.,+-]*)$")
 _STATISTIC = re.compile(r"_(p\d+)(?=_|$)")
 
@@ -157,12 +191,12 @@ def parse_limit(text: str) -> Limit:
     form = _FORM.match(text)
     if form is None:
         raise UserError(f"limit '{text}': expected METRIC<=NUMBER or METRIC>=NUMBER, such as latency=2ms. Metrics: {', '.join(METRICS)}")
-    name, sign, amount = form.groups()
+    name, device, sign, amount = form.groups()
     statistic = _STATISTIC.search(name)
-    metric = METRICS[metric_name(_STATISTIC.sub("", name, count=1) if statistic else name)]
-    _check_direction(text, metric, sign)
-    bound = _bound(text, metric, amount)
-    return Limit(metric.name, bound, statistic.group(1) if statistic else "p50")
+    full = metric_name((_STATISTIC.sub("", name, count=1) if statistic else name) + (device or ""))
+    _check_direction(text, metric_of(full), sign)
+    bound = _bound(text, metric_of(full), amount)
+    return Limit(full, bound, statistic.group(1) if statistic else "p50")
 
 
 def _check_direction(text: str, metric: Metric, sign: str) -> None:
@@ -219,8 +253,8 @@ class Goals:
         A latency is compared by its quiet statistic where that was measured: p50 moves with the load of a shared machine, and would rank
         networks by the moments that they met. Limits are judged by the statistic that they name.
         """
-        quiet = {name: f"{name}{QUIET}" if f"{name}{QUIET}" in metrics else name for name in self.objectives}
-        found = ((_finite(metrics, quiet[name]), METRICS[name].direction) for name in self.objectives)
+        quiet = {name: key if (key := entry(name, QUIET)) in metrics else name for name in self.objectives}
+        found = ((_finite(metrics, quiet[name]), metric_of(name).direction) for name in self.objectives)
         return np.array([math.inf if value is None else -value if direction == "max" else value for value, direction in found])
 
     def violation(self, metrics: Mapping[str, float]) -> float:

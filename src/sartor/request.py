@@ -15,9 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 from sartor.errors import UserError
-from sartor.goals import Goals, metric_name
+from sartor.goals import Goals, metric_name, parse_limit
 from sartor.hardware.device import cores
 from sartor.hardware.devices import HOST, find, names
+from sartor.hardware.platforms import Platform, check_platform_goals, parse_platform
 
 CONFIG = "config.json"
 SCHEMA = 1
@@ -60,10 +61,15 @@ class SearchRequest(BaseModel):
     device: str = Field("host", description="the name of a device (see `sartor devices`)")
     precision: Literal["int8", "fp32"] = Field("int8", description="the precision of the delivered model, int8 or fp32")
     threads: int = Field(1, ge=1, description="the number of threads the model will run with, at least 1")
+    platforms: list[str] = Field(
+        default_factory=list, description="a further device to search for, such as raspberry-pi-4 or raspberry-pi-4:weight=2,limit=30ms"
+    )
     limits: list[str] = Field(default_factory=list, description="a limit to keep, such as latency_ms<=2 or peak_bytes<=256KB")
     objectives: list[str] = Field(
         default_factory=lambda: ["accuracy", "latency_ms"], min_length=1, description="one or more metrics to trade off, each named once"
     )
+    composite: list[float] | None = Field(None, description="three weights of composite_cost, of FLOPs, moved bytes and latency")
+    merit: list[float] | None = Field(None, description="three exponents of merit, of accuracy, energy and latency")
     strategy: str = Field("nsga2", description="the name of a search strategy, such as nsga2, random or pc-darts")
     guard: bool = Field(False, description="whether a gradient method is ended when its doctor finds a collapse, true or false")
     minutes: float = Field(40.0, gt=0, allow_inf_nan=False, description="the time for the whole run in minutes, above 0")
@@ -87,7 +93,9 @@ class SearchRequest(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> SearchRequest:
-        self.goals()
+        goals = self.goals()
+        named = {*goals.objectives, *(limit.metric for limit in goals.limits)}
+        check_platform_goals(self.device, self.further(), named, list(goals.limits))
         if "space" not in self.model_fields_set and self.device != HOST and find(self.device).kind == "mcu":
             self.space = "mcu"
         if not self.out:
@@ -130,6 +138,31 @@ class SearchRequest(BaseModel):
             raise UserError(f"threads: expected at most {there}, the cores of {whose}, but got {threads}.")
         return threads
 
+    @field_validator("platforms")
+    @classmethod
+    def _platforms(cls, platforms: list[str], info: Any) -> list[str]:
+        known, main = names(), info.data.get("device", HOST)
+        seen = [main]
+        for asked in map(parse_platform, platforms):
+            name = asked.device
+            if name not in known:
+                raise UserError(unknown("platform", name, known, "one of your own (see `sartor devices add --help`)"))
+            if name in seen:
+                raise UserError(f"platform: {name} is {'the device itself' if name == main else 'given twice'}; name other devices.")
+            seen.append(name)
+            there, threads = cores() if name == HOST else find(name).cores, info.data.get("threads", 1)
+            if threads > there:
+                raise UserError(f"platform: expected at least {threads} cores, as many as threads, but {name} has {there}.")
+        return platforms
+
+    @field_validator("composite", "merit")
+    @classmethod
+    def _three(cls, weights: list[float] | None, info: Any) -> list[float] | None:
+        if weights is not None and (len(weights) != 3 or not all(0 <= w < float("inf") for w in weights) or not any(weights)):
+            expected = str(cls.model_fields[str(info.field_name)].description)
+            raise UserError(f"{info.field_name}: expected {expected}, each at least 0 and not all of them 0, but got {weights}.")
+        return weights
+
     @field_validator("objectives")
     @classmethod
     def _objectives(cls, objectives: list[str]) -> list[str]:
@@ -149,8 +182,13 @@ class SearchRequest(BaseModel):
         return weights
 
     def goals(self) -> Goals:
-        """The objectives and parsed limits as one object."""
-        return Goals.parse(self.objectives, self.limits)
+        """The objectives and parsed limits as one object, those of the platforms among them."""
+        own = tuple(limit for platform in self.further() if (limit := platform.limit) is not None)
+        return Goals(tuple(self.objectives), (*map(parse_limit, self.limits), *own))
+
+    def further(self) -> list[Platform]:
+        """The further devices, parsed."""
+        return [parse_platform(text) for text in self.platforms]
 
     def save(self, folder: str | Path | None = None) -> Path:
         """Write ``config.json`` into the run folder (default: `out`), which is made if missing. Returns the file's path.

@@ -28,6 +28,24 @@ def test_the_list_says_what_was_never_measured(capsys: pytest.CaptureFixture[str
     assert not any(entry["measured"] for name, entry in found.items() if name != "host")
 
 
+def test_a_bad_file_hides_no_other_device(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_folder.mkdir()
+    (own_folder / "mine.toml").write_text(to_toml(find("stm32h743").model_copy(update={"name": "mine"})))
+    (own_folder / "broken.toml").write_text("name = [")
+    (own_folder / "raspberry-pi-4.toml").write_text('name = "raspberry-pi-4"\n')  # it stands before the shipped one, as when it is used
+    (own_folder / "host.toml").write_bytes(b"\xff")
+    assert main(["devices", "list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    listed = [entry["name"] for entry in found["devices"]]
+    assert listed[0] == "host" and {"mine", "pixel-3"} <= set(listed) and not {"broken", "raspberry-pi-4"} & set(listed)
+    assert sorted(Path(said.partition(".toml")[0].split()[-1]).name for said in found["refused"]) == ["broken", "host", "raspberry-pi-4"]
+    assert main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"Not listed: {said}" in shown for said in found["refused"]) and "mine" in shown
+    assert main(["devices", "show", "broken"]) == 2
+    assert "broken.toml" in capsys.readouterr().err
+
+
 def test_without_a_subcommand_it_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["devices", "--json"]) == 0
     bare = json.loads(capsys.readouterr().out)

@@ -140,7 +140,7 @@ def test_broken_limits_are_those_over_their_bound(value: float, bound: float) ->
     assert bool(found) == (value > bound)
     if found:
         assert found[0].excess == pytest.approx(value / bound - 1)
-        assert "measured" in str(found[0])
+        assert "on the exported file" in str(found[0])
 
 
 def test_limits_without_a_figure_are_broken() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sartor.errors import UserError
 from sartor.hardware import Factor, Op
-from sartor.hardware.compatibility import ask_runtime, check, check_space
+from sartor.hardware.compatibility import Answers, ask_runtime, check, check_space
 from sartor.hardware.devices import find
 from sartor.hardware.spec import DeviceSpec
 
@@ -75,3 +75,18 @@ def test_openvino_runs_every_kind() -> None:
 def test_runtimes_without_onnx_are_refused() -> None:
     with pytest.raises(UserError, match="reads ONNX files"):
         ask_runtime([PLAIN], "litert")
+
+
+def test_a_runtime_answers_for_all_sizes_of_a_kind_of_op_and_options_are_blamed_by_it() -> None:
+    widths, groups = (8, 16), (1, 3)
+
+    def ops(indices: tuple[int, ...]) -> tuple[Op, ...]:
+        shape = (widths[indices[0]], 8, 8)
+        return (Op("conv", shape, shape, kernel=3, groups=groups[indices[1]]),)  # neither 8 nor 16 channels make 3 groups
+
+    factor, space = Factor(("width", "groups"), ops), {"width": widths, "groups": groups}
+    answers = Answers([op for width in (0, 1) for group in (0, 1) for op in ops((width, group))])
+    assert answers.asked == 2
+    assert answers.objection(PLAIN) is None  # of a kind that was not asked about
+    (found,) = check_space([factor], space, answers)
+    assert dict(found.choices) == {"groups": 3} and found.finding.level == "unsupported"

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sartor.errors import UserError
 from sartor.hardware.measure import measure, measure_setups, sweep
 from sartor.hardware.profile import layers, match
 from sartor.hardware.runtimes import RUNTIMES, Setup, installed, load
 from sartor.hardware.runtimes.eager import from_module
+from sartor.hardware.runtimes.tflite import from_tensor, to_tensor
 
 from .nets import export, random_net
 
@@ -143,3 +146,27 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match="threads 0"):
         Setup(threads=0)
     assert str(Setup("openvino", "bf16", 2, 4)) == "openvino, bf16, 2 threads, batch 4"
+
+
+@given(
+    st.sampled_from([np.uint8, np.int8, np.int16]), st.floats(1e-3, 1.0), st.floats(0.0, 1.0), st.lists(st.floats(-1e6, 1e6), min_size=1)
+)
+def test_litert_integers_use_the_whole_range_of_their_own_type(dtype: type, scale: float, place: float, values: list[float]) -> None:
+    """What the type can hold comes back to half a step; what it cannot saturates at its own ends, and never wraps round."""
+    ends = np.iinfo(dtype)
+    zero = round(ends.min + place * (ends.max - ends.min))
+    about = {"dtype": dtype, "quantization": (scale, zero)}
+    low, high = (ends.min - zero) * scale, (ends.max - zero) * scale
+    back = from_tensor(to_tensor(np.array([*values, low, high]), about), about)
+    expected = np.clip([*values, low, high], low, high)
+    np.testing.assert_allclose(back, expected, atol=scale * 0.51, rtol=1e-5)
+
+
+def test_litert_tensors_that_are_not_quantised_keep_their_values() -> None:
+    whole = {"dtype": np.int32, "quantization": (0.0, 0)}
+    assert to_tensor(np.array([3.2, -7.0]), whole).tolist() == [3, -7] and from_tensor(np.array([3, -7], np.int32), whole).tolist() == [
+        3,
+        -7,
+    ]
+    real = {"dtype": np.float32, "quantization": (0.0, 0)}
+    assert to_tensor(np.array([0.25]), real).dtype == np.float32 and from_tensor(np.array([0.25], np.float32), real).tolist() == [0.25]

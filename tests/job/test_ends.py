@@ -21,7 +21,8 @@ from sartor.arch import Arch, Space
 from sartor.goals import Goals
 from sartor.hardware.series import Measurement
 from sartor.job import conclude, explore, finish
-from sartor.job.context import Job, timings
+from sartor.job.context import Job
+from sartor.job.further import timings
 from sartor.job.state import State
 from sartor.job.workers import Task, trained
 from sartor.request import SearchRequest
@@ -102,7 +103,7 @@ def test_what_the_last_measurement_refuses_is_not_left_among_the_models(ended: S
     ended.test.update(a=0.9)
     result = conclude.conclude(job, models, [], [])
     assert [m["name"] for m in result["models"]] == ["a"] and result["models"][0]["metrics"]["latency_ms"] == 0.7
-    assert [r["name"] for r in result["refused"]] == ["b"] and "latency_ms<=1: measured 1.25" in result["refused"][0]["reason"]
+    assert [r["name"] for r in result["refused"]] == ["b"] and "latency_ms<=1: 1.25 on the exported file" in result["refused"][0]["reason"]
     assert [str(p.relative_to(job.folder)) for p in sorted((job.folder / "models").rglob("*"))] == ["models/a", "models/a/model.onnx"]
     assert json.loads((job.folder / "result.json").read_text()) == result
 
@@ -113,7 +114,7 @@ def test_a_single_file_is_judged_in_the_company_of_its_float_twin(ended: SimpleN
     twin = ended.job.folder / "models" / "a" / "model_fp32.onnx"
     ended.latency.update(a=0.7)
     ended.test.update(a=0.9)
-    assert ended.job.clock_among_others(ended.job.folder / model["file"], 0.1).p50 == 0.7
+    assert ended.job.everywhere([ended.job.folder / model["file"]], 0.1, judged=True)[0][""].p50 == 0.7
     twin.write_bytes(b"")
     conclude.conclude(ended.job, [model], [], [])
     assert ended.files == [["model.onnx", "model.onnx"], ["model.onnx", "model_fp32.onnx"]]
@@ -137,7 +138,7 @@ def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
         made: list[str] = []
         fields = {"models": 2, "from_scratch": False, **asked}
         goals = Goals.parse(["accuracy", "latency_ms"], ["latency_ms<=1"])
-        job = SimpleNamespace(request=SimpleNamespace(**fields), goals=goals, target=SimpleNamespace(measured=True))
+        job = SimpleNamespace(request=SimpleNamespace(**fields), goals=goals, measuring=True)
         job.folder = tmp_path
         names = [name for name in latency_ms if not name.endswith("-scratch")]
         trials = [
@@ -163,7 +164,7 @@ def delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., t
 def test_a_model_that_breaks_a_limit_gives_way_to_the_next_candidate(delivery: Any) -> None:
     kept, refused, made = delivery({"c1": 0.8, "c2": 1.3, "c3": 1.1, "c4": 0.9, "c5": 0.9}, {})
     assert [r["name"] for r in kept] == ["c1", "c4"] and made == ["c1", "c2", "c3", "c4"]  # c5 is not needed
-    assert [r["name"] for r in refused] == ["c2", "c3"] and "latency_ms<=1: measured 1.3" in refused[0]["reason"]
+    assert [r["name"] for r in refused] == ["c2", "c3"] and "latency_ms<=1: 1.3 on the exported file" in refused[0]["reason"]
 
 
 def test_of_both_trainings_the_better_file_on_validation_is_delivered_and_both_are_told(delivery: Any) -> None:
@@ -302,8 +303,8 @@ def test_networks_that_calibrate_the_table_bring_ops_that_it_lacks(request_for: 
     table = SimpleNamespace(ensure=lambda ops: known.update(op.signature for op in ops), calibrate=calibrate)
     monkeypatch.setattr(Job, "predicted", lambda self, arch: timings(self.net.costs(arch)["macs"]))
     monkeypatch.setattr(Job, "export", lambda self, module, folder, quick: folder / "model.onnx")
-    monkeypatch.setattr(Job, "clock", lambda self, file, seconds: SimpleNamespace(quiet=1.0, p50=1.0))
-    assert explore._calibrate(job, table) == {}  # type: ignore[arg-type]
+    monkeypatch.setattr(Job, "everywhere", lambda self, files, seconds, **settings: [{"": SimpleNamespace(quiet=1.0, p50=1.0)}])
+    assert explore._calibrate(job, {"": table}) == {"": {}}  # type: ignore[dict-item]
 
 
 def test_screening_sees_fewer_where_costs_take_long(request_for: Request, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,8 +369,9 @@ def test_a_candidates_latency_is_the_clocks_wherever_there_is_one(measured: bool
         return exported[-1]
 
     job = SimpleNamespace(
-        target=SimpleNamespace(measured=measured), goals=Goals.parse(["accuracy", "latency_ms"]), export=export,
-        net=SimpleNamespace(extract=lambda arch: SimpleNamespace(eval=lambda: None)), clock=lambda file, seconds: _clock(0.25),
+        measuring=measured, derive=dict, goals=Goals.parse(["accuracy", "latency_ms"]), export=export,
+        net=SimpleNamespace(extract=lambda arch: SimpleNamespace(eval=lambda: None)),
+        everywhere=lambda files, seconds: [{"": _clock(0.25)}],
         file_figures=lambda file: {"file_bytes": 7.0}, predicted=lambda arch: {"params": 3.0, **timings(9.0)},
         energies=lambda *a: {}, dynamic_mj=lambda arch: None,
     )  # fmt: skip

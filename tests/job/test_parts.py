@@ -23,9 +23,10 @@ from sartor.goals import Goals
 from sartor.hardware.calibrate import GROUPS, Calibration
 from sartor.hardware.graph import Op
 from sartor.job.conclude import comparison
-from sartor.job.context import Job, timings
+from sartor.job.context import Job
 from sartor.job.explore import load_weights, save_weights
 from sartor.job.finish import choose
+from sartor.job.further import timings
 from sartor.job.limits import attainable, cheapest, check_attainable
 from sartor.job.plan import Plan
 from sartor.job.sizing import fit_space

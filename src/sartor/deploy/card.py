@@ -12,7 +12,7 @@ from typing import Any
 from sartor.errors import UserError
 from sartor.export.files import write_atomic
 from sartor.export.onnx import input_facts
-from sartor.goals import METRICS, Limit
+from sartor.goals import METRICS, Limit, metric_of
 
 _DECIMALS = {"fraction": "{:.4f}", "ms": "{:.4f}", "bytes": "{:,.0f}", "count": "{:,.0f}", "images/s": "{:,.0f}"}
 
@@ -97,10 +97,10 @@ def _figures(record: Mapping[str, Any], limits: Sequence[Limit]) -> str:
     metrics, predicted = record["metrics"], record.get("predicted") or {}
     rows = ["## Figures", "", "| metric | measured | predicted | limit | kept |", "|---|---|---|---|---|"]
     bounds = {limit.key: limit for limit in limits}
-    for key in dict.fromkeys([*(k for k in METRICS if k in metrics), *bounds]):
-        base = key if key in METRICS else key.rsplit("_", 1)[0]
-        unit = METRICS[base].unit if base in METRICS else ""
+    further = [f"latency_ms@{name}" for name in record.get("platforms") or {}]
+    for key in dict.fromkeys([*(k for k in (*METRICS, *further) if k in metrics), *bounds]):
         limit = bounds.get(key)
+        unit = metric_of(key if limit is None else limit.metric).unit
         kept = "" if limit is None else ("yes" if limit.excess(metrics) <= 0 else f"**no**, by {limit.excess(metrics):.1%}")
         rows.append(
             f"| {key} ({unit}) | {_number(metrics.get(key), unit)} | {_number(predicted.get(key), unit)} "
@@ -147,6 +147,9 @@ def _how(record: Mapping[str, Any], device: Mapping[str, Any]) -> str:
             f"p10 {latency['p10']:.4f}, p90 {latency['p90']:.4f} ms."
             + (" **The series was noisy**: other work shared the machine, so read it as an upper estimate." if latency.get("noisy") else "")
         )
+    for name, one in (record.get("platforms") or {}).items():
+        how = f"median of {one['runs']} runs there" if one.get("measured") is not False else "by a model of the device: **not measured**"
+        lines.append(f"* **Latency on {name}:** {one['p50']:.4f} ms, {how}.")
     report = record.get("int8")
     if report:
         floats = f" ({', '.join(report['float_ops'])})" if report["float_ops"] else ""

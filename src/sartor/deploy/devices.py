@@ -12,7 +12,7 @@ import typer
 
 from sartor.errors import UserError
 
-devices = typer.Typer(help="List the devices, with what identifies each; show, add and probe them.", invoke_without_command=True)
+devices = typer.Typer(help="List the devices, with what identifies each; show, check, add and probe them.", invoke_without_command=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Folder = Annotated[
@@ -23,21 +23,21 @@ Name = Annotated[str, typer.Argument(help="A device, see `sartor devices`.", sho
 Precision = Annotated[str, typer.Option(help="int8 or fp32; part of what identifies a measurement.", show_default=True)]
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise typer.BadParameter(f"expected a whole number, but got {text!r}") from None
 
 
-Threads = Annotated[int, typer.Option(parser=_whole, metavar="N", help="Threads, the same.", show_default=True)]
+Threads = Annotated[int, typer.Option(parser=whole, metavar="N", help="Threads, the same.", show_default=True)]
 
 
 @devices.callback()
 def devices_command(
     context: typer.Context, precision: Precision = "int8", threads: Threads = 1, folder: Folder = None, as_json: Json = False
 ) -> None:
-    """List the devices, with what identifies each; show, add and probe them."""
+    """List the devices, with what identifies each; show, check, add and probe them."""
     use_folder(folder)
     if context.invoked_subcommand is None:
         _print_list(precision, threads, as_json)
@@ -59,7 +59,7 @@ def show(name: Name, folder: Folder = None, as_json: Json = False) -> None:
     use_folder(folder)
     spec = find(name)
     if as_json:
-        _print_json(spec.to_json())
+        print_json(spec.to_json())
         return
     console = terminal.console()
     console.print(terminal.table(spec.title, ("quantity", "value", "source"), quantities(spec.to_json(), spec), left=3))
@@ -96,7 +96,7 @@ def add(
         raise UserError("device: 'host' is this machine; `sartor devices probe host` measures it")
     path = write(spec, user_folder(), replace=force)
     if as_json:
-        _print_json({"added": spec.name, "file": str(path)})
+        print_json({"added": spec.name, "file": str(path)})
     else:
         print(f"{spec.name}: {spec.processor or spec.title}, in {path}; try: sartor search digits --device {spec.name}")
 
@@ -119,7 +119,7 @@ def probe(name: Name = "host", folder: Folder = None, as_json: Json = False) -> 
         found = probe_by_measuring(device, spec, progress=progress)
     path = write(found, user_folder(), replace=True)
     if as_json:
-        _print_json({**found.to_json(), "file": str(path)})
+        print_json({**found.to_json(), "file": str(path)})
         return
     shown = [row for row in quantities(found.to_json(), found) if row[2].startswith("measured")]
     terminal.console().print(terminal.table(f"{found.name}, kept in {path}", ("quantity", "value", "source"), shown, left=3))
@@ -154,21 +154,29 @@ def _from_agent(name: str, url: str, token_file: Path | None, certificate: Path 
         ) from None
 
 
-def listing(precision: str, threads: int) -> list[dict[str, Any]]:
-    """One record a device. The host has its identity; others are described by their files alone, so that nothing need answer."""
+def listing(precision: str, threads: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """One record a device, and one sentence for each file that is no device file, which hides no other device. The host has its identity;
+    others are described by their files alone, so that nothing need answer."""
     from sartor.hardware.device import describe
     from sartor.hardware.devices import HOST, find, names
+    from sartor.hardware.probing import probe_host
 
-    found = []
+    found, bad = [], []
     for name in names():
-        spec = find(name)
+        try:
+            spec = find(name)
+        except UserError as error:
+            bad.append(str(error))
+            if name != HOST:
+                continue
+            spec = probe_host()
         record: dict[str, Any] = {
             "name": name, "title": spec.title, "kind": spec.kind, "cpu": spec.processor, "cores": spec.cores, "runtime": spec.runtime,
             "precisions": list(spec.precisions), "measured": can_measure(spec), "agent": spec.agent.url if spec.agent else None,
             "peak_ops_per_s": dict(spec.peak_ops_per_s), "sram_bytes": spec.sram_bytes, "flash_bytes": spec.flash_bytes,
         }  # fmt: skip
         found.append({**record, **describe(precision, threads)} if name == HOST else record)
-    return found
+    return found, bad
 
 
 def can_measure(spec: Any) -> bool:
@@ -208,9 +216,9 @@ def _text(value: Any) -> str:
 def _print_list(precision: str, threads: int, as_json: bool) -> None:
     from sartor.report import terminal
 
-    found = listing(precision, threads)
+    found, bad = listing(precision, threads)
     if as_json:
-        _print_json({"devices": found})
+        print_json({"devices": found, "refused": bad})
         return
     columns = ("name", "device", "kind", "runtime", "precisions", "cores", "figures")
     rows: Sequence[Sequence[str]] = [
@@ -222,7 +230,9 @@ def _print_list(precision: str, threads: int, as_json: bool) -> None:
     console.print(
         f"Identity of host figures: {host['fingerprint']} ({host['runtime']} {host['version']}, {precision}, {threads} thread(s))."
     )
+    for sentence in bad:
+        terminal.say(console, f"Not listed: {sentence}")
 
 
-def _print_json(content: Any) -> None:
+def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2, allow_nan=False))

@@ -38,7 +38,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Broken:
-    """A limit that the measured figures do not keep: `excess` is relative to the bound, None where nothing was measured."""
+    """A limit that the figures of the exported file do not keep: `excess` is relative to the bound, None where nothing was measured."""
 
     limit: str
     bound: float
@@ -48,7 +48,7 @@ class Broken:
     def __str__(self) -> str:
         if self.value is None or self.excess is None:
             return f"{self.limit}: not measured"
-        return f"{self.limit}: measured {self.value:.6g}, off by {self.excess:.1%}"
+        return f"{self.limit}: {self.value:.6g} on the exported file, off by {self.excess:.1%}"
 
 
 def verify(

@@ -7,12 +7,13 @@ takes back to floats in an int8 file, is told in its own words.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -22,7 +23,6 @@ from sartor.hardware.graph import Op
 
 if TYPE_CHECKING:
     from sartor.hardware._lower import Quantize
-    from sartor.hardware.spec import DeviceSpec
 
 Level = Literal["unsupported", "unfriendly"]
 PROBE_OPS = 16  # ops that share one file when a runtime is asked
@@ -54,7 +54,48 @@ class Option:
         return f"{where}: {self.finding.op.signature} is {self.finding.level}: {self.finding.reason}"
 
 
-def check(ops: Iterable[Op], device: DeviceSpec) -> list[Finding]:
+class Critic(Protocol):
+    """Whoever says what is against an op: a :class:`sartor.hardware.spec.DeviceSpec`, or the :class:`Answers` of a runtime."""
+
+    def objection(self, op: Op) -> tuple[Level, str] | None: ...
+
+
+class Answers:
+    """What a runtime here says of the ops of a space, one of each kind asked: ops that differ only in their sizes run alike or not at all.
+
+    Args:
+        ops: all that may be asked about.
+        runtime, precision, quantize: as :func:`ask_runtime`, which says what is refused.
+    """
+
+    def __init__(
+        self, ops: Iterable[Op], runtime: str = "onnxruntime", precision: str = "fp32", quantize: Quantize | None = None
+    ) -> None:  # fmt: skip
+        examples: dict[tuple[object, ...], Op] = {}
+        for op in ops:
+            known = examples.get(_kind(op))
+            if known is None or _values(op) < _values(known):
+                examples[_kind(op)] = op
+        self.asked = len(examples)
+        found = ask_runtime(examples.values(), runtime, precision, quantize)
+        self._said: dict[tuple[object, ...], tuple[Level, str]] = {_kind(one.op): (one.level, one.reason) for one in found}
+
+    def objection(self, op: Op) -> tuple[Level, str] | None:
+        """Raises nothing for an op that was not asked about: nothing is known against it."""
+        return self._said.get(_kind(op))
+
+
+def _kind(op: Op) -> tuple[object, ...]:
+    """What decides whether a runtime has a kernel; channels and maps do not, but that depthwise and grouped convolutions differ."""
+    groups = "depthwise" if op.groups > 1 and op.groups == op.in_shape[0] else "one" if op.groups == 1 else op.groups
+    return op.kind, op.kernel, op.stride, op.dilation, groups, op.act, op.label
+
+
+def _values(op: Op) -> int:
+    return math.prod(op.in_shape) + math.prod(op.out_shape)
+
+
+def check(ops: Iterable[Op], device: Critic) -> list[Finding]:
     """What a device file says against the ops, one finding for each signature, the unsupported first."""
     found: dict[str, Finding] = {}
     for op in ops:
@@ -64,16 +105,23 @@ def check(ops: Iterable[Op], device: DeviceSpec) -> list[Finding]:
     return sorted(found.values(), key=lambda finding: finding.level != "unsupported")
 
 
-def check_space(factors: Iterable[Factor], choices: Mapping[str, Sequence[object]], device: DeviceSpec) -> list[Option]:
-    """What a device file says against the options of a space: `net.factors()` and `net.space.choices`.
+def check_space(factors: Iterable[Factor], choices: Mapping[str, Sequence[object]], device: Critic) -> list[Option]:
+    """What a device file, or a runtime that was asked, says against the options of a space: `net.factors()` and `net.space.choices`.
 
     A finding names no choice that can be spared: an activation is not blamed on the width that it comes with. Options of every
     factor are listed once, the unsupported first. An empty list means that any architecture runs there.
     """
     found: dict[tuple[object, ...], Option] = {}
+    known: dict[str, tuple[Level, str] | None] = {}
+
+    def against(ops: Iterable[Op]) -> dict[tuple[Level, str], Finding]:
+        each = {op.signature: op for op in ops}
+        known.update((name, device.objection(op)) for name, op in each.items() if name not in known)
+        return {verdict: Finding(op, *verdict) for name, op in each.items() if (verdict := known[name]) is not None}
+
     for factor in factors:
         grid = list(combinations(factor, {name: range(len(options)) for name, options in choices.items()}))
-        said = {indices: {(f.level, f.reason): f for f in check(factor.at(indices), device)} for indices in grid}
+        said = {indices: against(factor.at(indices)) for indices in grid}
         for key in dict.fromkeys(key for findings in said.values() for key in findings):
             hit = {indices for indices in grid if key in said[indices]}
             places = _deciding(len(factor.scope), grid, hit)

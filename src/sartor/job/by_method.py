@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,14 @@ import torch
 
 from sartor.arch import Arch
 from sartor.evaluators.supernet import SupernetEvaluator
+from sartor.goals import metric_of
 from sartor.hardware.device import cores
+from sartor.hardware.graph import Op
 from sartor.job.context import Job
 from sartor.job.explore import batch_size, candidate, for_seconds, save_weights
 from sartor.job.state import write_json
 from sartor.methods import GRADIENT, METHODS
+from sartor.predictors.latency.composite import weighted_price
 from sartor.recipes.evaluate import as_input, count_correct
 from sartor.store import Store
 from sartor.trial import Proposal, Trial
@@ -100,14 +104,31 @@ def _costs(job: Job) -> list[Cost]:
     from sartor.recipes.cost_term import Cost
 
     space, factors, limited = job.net.space, job.factors, {limit.metric for limit in job.goals.limits}
-    found = []
-    if limited & {"latency_ms", "throughput"}:
-        session = job.table.session_ms(job.data.input_shape)
-        found.append(Cost.of_factors(space, factors, job.price, name="latency_ms", constant=session, unit="ms"))
+    wanted = {"latency_ms" if metric == "throughput" else metric for metric in limited}
+    found = [
+        Cost.of_factors(space, factors, price, name=name, constant=constant, unit=metric_of(name).unit)
+        for name, price, constant in additive(job)
+        if name in wanted
+    ]
     if "params" in limited:
         found.append(Cost.of_params(space, factors))
     if "macs" in limited:
         found.append(Cost.of_macs(space, factors))
+    return found
+
+
+def additive(job: Job) -> list[tuple[str, Callable[[Op], float], float]]:
+    """What sums over the ops of a network, as (metric, price of an op, constant): latencies, and what is made of sums of them."""
+    shape = job.data.input_shape
+    found: list[tuple[str, Callable[[Op], float], float]] = [("latency_ms", job.price, job.table.session_ms(shape))]
+    found += [(device.asked.metric, device.price, device.table.session_ms(shape)) for device in job.further]
+    if job.further:
+        weights = {"latency_ms": 1.0, **{device.asked.metric: device.asked.weight for device in job.further}}
+        constant = math.fsum(weights[name] * session for name, _, session in found)
+        found.append(("weighted_latency_ms", weighted_price({name: price for name, price, _ in found}, weights), constant))
+    if job.composite is not None:
+        price = job.composite.price(job.price, bytes_per_value=job.bytes_per_value)
+        found.append(("composite_cost", price, job.composite.gamma * found[0][2]))
     return found
 
 

@@ -15,11 +15,13 @@ from sartor import pareto
 from sartor.deploy.card import plain, write_card
 from sartor.deploy.verify import Files, broken, verify
 from sartor.goals import QUIET
-from sartor.job.context import Job, timings
+from sartor.job.context import Job
 from sartor.job.device_space import deliver_tflite
 from sartor.job.device_space import notes as device_notes
 from sartor.job.finish import WEIGHTS, reload
+from sartor.job.further import OWN, all_timings
 from sartor.job.ladder import rung
+from sartor.job.records import latencies
 from sartor.job.state import write_json
 from sartor.report.folder import SCHEMA
 from sartor.report.html import write_report
@@ -71,16 +73,14 @@ def partial(job: Job, status: str = "partial", note: str = "") -> Record:
 
 def _measure(job: Job, records: Sequence[Record]) -> None:
     with job.state.timing("measure"):
-        files = [job.folder / record["file"] for record in records]
-        if len(files) == 1:
-            clocks = [job.clock_among_others(files[0], 1.5, patience=4, progress=job.progress)]
-        else:
-            clocks = job.clocks(files, 1.5, patience=4, progress=job.progress)
-    for record, clock in zip(records, clocks, strict=True):
-        record["latency"] = clock.to_json()
-        record["metrics"].pop(f"latency_ms{QUIET}", None)  # that of the single file, unless there is one of this run
-        record["metrics"].update(timings(clock))
-        record["metrics"].update(job.energies(record.get("energy", {}).get("dynamic_mj"), clock.p50))
+        clocks = job.everywhere([job.folder / record["file"] for record in records], 1.5, patience=4, judged=True)
+    for record, found in zip(records, clocks, strict=True):
+        record.update(latencies(job, found))
+        for name in [name for name in record["metrics"] if name.partition("@")[0].endswith(QUIET)]:
+            del record["metrics"][name]  # those of the single file, unless there are some of this run
+        record["metrics"].update(all_timings(found))
+        record["metrics"].update(job.energies(record.get("energy", {}).get("dynamic_mj"), found[OWN].p50))
+        record["metrics"] = job.derive(record["metrics"])
 
 
 def _mark_front(job: Job, models: Sequence[Record]) -> None:
@@ -89,7 +89,9 @@ def _mark_front(job: Job, models: Sequence[Record]) -> None:
         return
     values = np.array(
         [
-            job.goals.values({**r["metrics"], "accuracy": r["validation"]["accuracy"], "top5": r["validation"].get("top5", 0.0)})
+            job.goals.values(
+                job.derive({**r["metrics"], "accuracy": r["validation"]["accuracy"], "top5": r["validation"].get("top5", 0.0)})
+            )
             for r in models
         ]
     )
@@ -105,7 +107,7 @@ def _test(job: Job, record: Record, test: Any) -> None:
         float_file = file.with_name("model_fp32.onnx")
         files = Files(file, float_file if float_file.is_file() else file)
         found = verify(files, module, test.batches(256), known={}, measure=None)
-    record["metrics"].update(accuracy=found["test"]["accuracy"], top5=found["test"]["top5"])
+    record["metrics"] = job.derive({**record["metrics"], "accuracy": found["test"]["accuracy"], "top5": found["test"]["top5"]})
     record.update(test=found["test"], difference=found["difference"], int8=found["int8"])
     if record["origin"] == "search":
         record.update(deliver_tflite(job, module, file.parent, test.batches(256)))
@@ -165,6 +167,7 @@ def _write(
             "seconds": job.state.account(),
             "data": data,
             "device": job.device,
+            **({"platforms": job.platforms} if job.platforms else {}),
             "objectives": list(job.goals.objectives),
             "limits": limits,
             "space": {"name": job.request.space, "size": str(job.net.space.size), "fingerprint": job.net.space.fingerprint},

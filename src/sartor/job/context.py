@@ -16,7 +16,7 @@ from sartor.data import Dataset, Policy, default_policy, load
 from sartor.errors import UserError
 from sartor.export.onnx import to_onnx
 from sartor.export.quantize import quantisation, quantize
-from sartor.goals import QUIET, Goals, Limit
+from sartor.goals import Goals, Limit
 from sartor.hardware.arena import place
 from sartor.hardware.cache import table_path
 from sartor.hardware.calibrate import Calibration
@@ -31,8 +31,12 @@ from sartor.hardware.modelled import ModelTable
 from sartor.hardware.spec import DeviceSpec
 from sartor.hardware.table import LatencyTable
 from sartor.hardware.target import Device, open_device
+from sartor.job.derived import Derived, asks, composite_of, moved_bytes
+from sartor.job.further import OWN, Further, Prices, timings
 from sartor.job.plan import Plan
+from sartor.job.records import largest_figures
 from sartor.job.state import State
+from sartor.predictors.latency.composite import Composite
 from sartor.request import SearchRequest
 from sartor.spaces import build
 from sartor.spaces.mcu import mcu
@@ -76,7 +80,7 @@ class Job:
 
     def forget_data(self) -> None:
         """The pictures are loaded anew, after another size was chosen for them; what depends on them goes as well."""
-        for name in ("data", "policy", "calibration", "net", "factors", "_price", "_flash", "_dynamic_costs"):
+        for name in ("data", "policy", "calibration", "net", "factors", "_price", "_flash", "_dynamic_costs", "_moved", "_further"):
             self.__dict__.pop(name, None)
         self.state.facts.pop("data", None)
 
@@ -104,6 +108,8 @@ class Job:
         table = self.__dict__.get("table")
         if table is not None:
             table.close()
+        for device in self.__dict__.get("further", ()):
+            device.close()
 
     def forget_extremes(self) -> None:
         """The largest and smallest architecture are remembered by the network; after its space was restricted they may be others."""
@@ -112,13 +118,24 @@ class Job:
 
     @cached_property
     def goals(self) -> Goals:
-        """What was asked; a microcontroller's SRAM and flash are limits where the request sets none."""
+        """What was asked; a microcontroller's SRAM and flash are limits where the request sets none, of several the smallest."""
         asked, added = self.request.goals(), list[Limit]()
-        if self.spec is not None and self.spec.kind == "mcu":
-            for metric, size in (("peak_bytes", self.spec.sram_bytes), ("flash_bytes", self.spec.flash_bytes)):
-                if size is not None and all(limit.metric != metric for limit in asked.limits):
-                    added.append(Limit(metric, float(size)))
+        chips = self.chips
+        for metric, sizes in (("peak_bytes", [c.sram_bytes for c in chips]), ("flash_bytes", [c.flash_bytes for c in chips])):
+            known = [size for size in sizes if size is not None]
+            if known and all(limit.metric != metric for limit in asked.limits):
+                added.append(Limit(metric, float(min(known))))
         return Goals(asked.objectives, (*asked.limits, *added))
+
+    @property
+    def chips(self) -> list[DeviceSpec]:
+        """The microcontrollers among the run's devices."""
+        return [spec for spec in self.specs if spec.kind == "mcu"]
+
+    @property
+    def specs(self) -> list[DeviceSpec]:
+        """The files of the run's devices, its own first; this machine has none."""
+        return [spec for spec in (self.spec, *(device.spec for device in self.further)) if spec is not None]
 
     @cached_property
     def plan(self) -> Plan:
@@ -126,8 +143,14 @@ class Job:
         return Plan.of(r.minutes, baselines=r.baselines, from_scratch=r.from_scratch)
 
     @cached_property
+    def further(self) -> tuple[Further, ...]:
+        """The devices beside the run's own."""
+        r, smallest = self.request, partial(quantize, method="minmax")
+        return tuple(Further(asked, r.precision, r.threads, smallest, self.progress) for asked in r.further())
+
+    @cached_property
     def target(self) -> Device:
-        """The device that all latencies of the run belong to; nothing else in a run measures."""
+        """The run's own device: what a latency belongs to where no other device is named."""
         return open_device(self.request.device, progress=self.progress)
 
     @cached_property
@@ -156,6 +179,21 @@ class Job:
             return dict(self.state["device"])
         found = {**self.target.describe(self.request.precision, self.request.threads), "batch": 1}
         self.state.put("device", found)
+        return found
+
+    @property
+    def measuring(self) -> bool:
+        """Whether any of the run's devices is measured."""
+        return any(device.measured for device in (self.target, *(one.target for one in self.further)))
+
+    @cached_property
+    def platforms(self) -> list[dict[str, Any]]:
+        """What the further figures belong to; kept by a finished run as its own device is."""
+        if "finished" in self.state and "platforms" in self.state:
+            return list(self.state["platforms"])
+        found = [device.describe() for device in self.further]
+        if found:
+            self.state.put("platforms", found)
         return found
 
     @cached_property
@@ -188,16 +226,47 @@ class Job:
 
     def refresh_prices(self) -> None:
         """Forget predicted latencies and energies after the table was calibrated anew."""
-        for name in ("_price", "_dynamic_costs"):
+        for name in ("_price", "_dynamic_costs", "_further"):
             self.__dict__.pop(name, None)
 
     def predicted(self, arch: Mapping[str, int]) -> dict[str, float]:
-        """Costs of an architecture without building it: params, macs, peak_bytes, and latency_ms by the table."""
+        """Costs of an architecture without building it: params, macs, peak_bytes, latencies by the tables, and what follows from them."""
         costs: dict[str, float] = dict(self.net.costs(arch))
         costs["peak_bytes"] *= self.bytes_per_value
         costs["flash_bytes"] = self.flash_bytes(arch)
         latency = float(self._price(arch)) + self.table.session_ms(self.data.input_shape)
-        return {**costs, **timings(latency), **self.energies(self.dynamic_mj(arch), latency)}
+        costs |= timings(latency) | self._further.of(arch, self.data.input_shape) | self.energies(self.dynamic_mj(arch), latency)
+        if self.composite is not None:
+            costs["moved_bytes"] = float(self._moved(arch))
+        return self.derive(costs)
+
+    @cached_property
+    def _further(self) -> Prices:
+        return Prices(self.factors, self.further)
+
+    @cached_property
+    def _moved(self) -> CostModel:
+        return CostModel(self.factors, lambda op: moved_bytes([op], self.bytes_per_value))
+
+    # -- figures that follow from others ------------------------------------------------------------------------------
+
+    def derive(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics with those that follow from them; to be asked again after one of them, such as the accuracy, has changed."""
+        return self._derived(metrics)
+
+    @cached_property
+    def _derived(self) -> Derived:
+        return Derived.of(self.request, self.goals, self.request.further(), self.composite)
+
+    @cached_property
+    def composite(self) -> Composite | None:
+        """The weights of composite_cost; None where nobody asks for it. They are relative to the largest network of the space, which is
+        exported and measured once, at the start, so that the cost means the same throughout a run."""
+        if not asks(self.request, "composite_cost"):
+            return None
+        if "composite" not in self.state:
+            self.state.put("composite", largest_figures(self))
+        return composite_of(self.request, self.state["composite"])
 
     def weight_bytes(self, op: Op) -> float:
         """Bytes of flash that an op's weights and biases take."""
@@ -256,28 +325,39 @@ class Job:
     def clock(self, file: Path, seconds: float = 0.5) -> Measurement:
         return self.clocks([file], seconds)[0]
 
-    def clock_among_others(self, file: Path, seconds: float, *, patience: int = 1, progress: Progress | None = None) -> Measurement:
-        """Latency of a file as limits are judged by: in turn with another, its float twin where there is one. Alone it would find itself in
-        the caches each time, and take 2 % less than it does in company."""
-        if not self.target.measured:
-            return self.clock(file, seconds)
-        twin = file.with_name("model_fp32.onnx")
-        return self.clocks([file, twin if twin.is_file() else file], seconds, patience=patience, progress=progress)[0]
-
     def clocks(self, files: Sequence[Path], seconds: float, *, patience: int = 1, progress: Progress | None = None) -> list[Measurement]:
         """Latencies of files that are to be compared, on the run's device in interleaved rounds."""
         r = self.request
         return self.target.measure_many(files, threads=r.threads, seconds=seconds, seed=r.seed, patience=patience, progress=progress)
 
+    def everywhere(self, files: Sequence[Path], seconds: float, *, patience: int = 1, judged: bool = False) -> list[dict[str, Measurement]]:
+        """The latencies of each file on all devices of the run, by the device's name; the run's own is OWN. Told where it takes long.
+
+        `judged`: as limits are judged by, which is in turn with others. A single file has its float twin for company where there is one:
+        alone it would find itself in the caches each time, and take 2 % less than it does among others.
+        """
+        r, told = self.request, self.progress if patience > 1 else None
+        twin = files[0].with_name("model_fp32.onnx") if files else Path()
+        company = [twin if twin.is_file() else files[0]] if judged and len(files) == 1 else []
+        own = self.clocks([*files, *(company if self.target.measured else [])], seconds, patience=patience, progress=told)
+        found = [{OWN: clock} for clock in own[: len(files)]]
+        for device in self.further:
+            given = [*files, *(company if device.target.measured else [])]
+            clocks = device.target.measure_many(given, threads=r.threads, seconds=seconds, seed=r.seed, patience=patience, progress=told)
+            for clock, known in zip(clocks, found, strict=False):
+                known[device.name] = clock
+        return found
+
     def graph_figures(self, module: nn.Module) -> dict[str, float]:
-        """Exact params, macs, flash_bytes and peak_bytes of a plain module; for a microcontroller the latter is the whole arena's size."""
+        """Exact costs of a plain module: params, macs, flash_bytes and peak_bytes, for a microcontroller the whole arena's size."""
         graph, size = trace(module, self.data.input_shape), self.bytes_per_value
-        planned = place(graph, size).bytes if self.spec is not None and self.spec.kind == "mcu" else peak_bytes(graph, size)
+        planned = place(graph, size).bytes if self.chips else peak_bytes(graph, size)
         return {
             "params": float(sum(p.numel() for p in module.parameters())),
             "macs": float(graph.macs),
             "peak_bytes": float(planned),
             "flash_bytes": float(weight_bytes(graph, size)),
+            **({"moved_bytes": moved_bytes(graph, size)} if self.composite is not None else {}),
         }
 
     def file_figures(self, file: Path) -> dict[str, float]:
@@ -289,39 +369,6 @@ class Job:
         """norm(W - Q(W)) / norm(W) of each layer of an exported int8 file; nothing of one in floats."""
         return dict(quantisation(file)["weight_error"]) if self.request.precision == "int8" else {}
 
-    def layers(self, module: nn.Module) -> list[dict[str, Any]]:
-        """The fused layers of a plain module, each with its latency by the table, for the report."""
-        graph = trace(module, self.data.input_shape)
-        self.table.ensure(graph.ops, input_shapes=[graph.input_shape])
-        return [
-            {
-                "name": op.name,
-                "kind": op.kind,
-                "in": list(op.in_shape),
-                "out": list(op.out_shape),
-                "kernel": op.kernel,
-                "stride": op.stride,
-                "groups": op.groups,
-                "act": op.act,
-                "macs": op.macs,
-                "params": op.params,
-                "latency_us": 1e3 * self.price(op),
-            }
-            for op in graph.ops
-        ]
-
-    def table_latency(self, module: nn.Module) -> float:
-        """Predicted latency in ms of any plain module; ops that the table lacks are measured."""
-        return self.table.predict(trace(module, self.data.input_shape), measure_missing=True)
-
     def canonical(self, arch: Mapping[str, int]) -> Arch:
         found: Arch = self.net.space.canonical(arch)
         return found
-
-
-def timings(clock: Measurement | float) -> dict[str, float]:
-    """The latency metrics of a trial; a prediction in ms stands for every statistic."""
-    if not isinstance(clock, Measurement):
-        return {"latency_ms": clock, "latency_ms_p10": clock, "latency_ms_p90": clock, "throughput": 1e3 / clock}
-    quiet = {} if clock.quiet is None else {f"latency_ms{QUIET}": clock.quiet}
-    return {"latency_ms": clock.p50, "latency_ms_p10": clock.p10, "latency_ms_p90": clock.p90, **quiet, "throughput": 1e3 / clock.p50}

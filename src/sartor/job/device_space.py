@@ -15,23 +15,27 @@ from sartor.hardware.cost import CostModel
 from sartor.hardware.energy import energy_model
 from sartor.hardware.modelled import note
 from sartor.job.context import Job
+from sartor.job.further import Prices, timings
 from sartor.spaces.mcu import Feasible, choose_space
 from sartor.spaces.mobile import MobileNet
-from sartor.spaces.restrict import restrict, summary
+from sartor.spaces.restrict import Removed, conform, summary
 
 if TYPE_CHECKING:
     from sartor.deploy.verify import Test
 
-_ENERGY = ("energy_mj", "edp")
+_ENERGY = ("energy_mj", "edp", "merit")
 
 
 def check_metrics(job: Job) -> None:
     """Refuse objectives and limits that nothing here can tell of the device or the precision.
 
     Raises:
-        UserError: for energy on a device whose energy is not known, and for the rounding error of a model that is not rounded.
+        UserError: for energy on a device whose energy is not known, for the rounding error of a model that is not rounded, and for a
+            precision that a further device has not.
     """
-    named = {*job.goals.objectives, *(limit.metric for limit in job.goals.limits)}
+    for device in job.further:
+        _ = device.identity
+    named = {*job.goals.objectives, *(limit.metric for limit in job.goals.limits), *(("merit",) if job.request.merit else ())}
     if named & set(_ENERGY):
         if job.spec is None:
             raise UserError(
@@ -54,52 +58,49 @@ def fit_device(job: Job) -> None:
             )
         job.forget_data()
         job.state.put("space", {**chosen.to_json(), "note": chosen.sentence()})
-    if job.spec is not None and "restriction" not in job.state:
+    if job.specs and "restriction" not in job.state:
         with job.state.timing("restrict"):
             job.state.put("restriction", _restrict(job))
         job.__dict__.pop("net", None)
+    _ = job.composite  # what composite_cost is relative to, before anything else of the space is measured
 
 
 def feasible(job: Job) -> Feasible:
     """Whether an architecture keeps the limits that costs alone decide; on a modelled device the latency is one of them."""
-    modelled = not job.target.measured
     limits = [limit for limit in job.goals.limits if limit.metric in ("peak_bytes", "flash_bytes", "params", "macs")]
-    timed = [limit for limit in job.goals.limits if limit.metric in ("latency_ms", "throughput")] if modelled else []
-    latest: list[tuple[MobileNet, CostModel, CostModel]] = []
+    timed = [limit for limit in job.goals.limits if limit.metric in ("latency_ms", "throughput")] if not job.target.measured else []
+    modelled = tuple(device for device in job.further if not device.target.measured)
+    timed += [limit for limit in job.goals.limits if limit.metric in {device.asked.metric for device in modelled}]
+    latest: list[tuple[MobileNet, CostModel, CostModel, Prices]] = []
 
     def keeps(net: MobileNet, arch: Arch) -> bool:
         if not latest or latest[0][0] is not net:
-            latest[:] = [(net, CostModel(net.factors(), job.weight_bytes), CostModel(net.factors(), job.table.price))]
-        _, weights, latency = latest[0]
+            factors = net.factors()
+            latest[:] = [(net, CostModel(factors, job.weight_bytes), CostModel(factors, job.table.price), Prices(factors, modelled))]
+        _, weights, latency, elsewhere = latest[0]
         costs: dict[str, float] = {**net.costs(arch), "flash_bytes": float(weights(arch))}
         costs["peak_bytes"] *= job.bytes_per_value
         if timed:
-            costs["latency_ms"] = float(latency(arch)) + job.table.session_ms(net.input_shape)
-            costs.update(latency_ms_p10=costs["latency_ms"], latency_ms_p90=costs["latency_ms"], throughput=1e3 / costs["latency_ms"])
+            costs |= elsewhere.of(arch, net.input_shape)
+            if not job.target.measured:
+                costs |= timings(float(latency(arch)) + job.table.session_ms(net.input_shape))
         return all(limit.excess(costs) <= 0 for limit in (*limits, *timed))
 
     return keeps
 
 
 def _restrict(job: Job) -> dict[str, Any]:
-    """The labels that are left of each choice, what was removed, and sentences that say so."""
-    assert job.spec is not None
-    space = job.net.space
-    given_up: list[str] = []
-    for waive in ((), ("lanes",), ("lanes", "maps")):
-        try:
-            left, removed = restrict(job.net, job.spec, precision=job.request.precision, waive=waive)
-            break
-        except UserError as error:  # rules of convenience give way, what the device cannot run does not
-            given_up.append(str(error))
-    else:
-        raise UserError(given_up[-1])
+    """The labels that are left of each choice on every device that is described, what was removed, and sentences that say so."""
+    space, removed, said = job.net.space, list[Removed](), list[str]()
+    for spec in job.specs:
+        (job.net.space, more), given_up = conform(job.net, spec, job.request.precision)
+        removed += more
+        said += summary(more, given_up, spec)
+    left = job.net.space
     keep = {
         name: [space.choices[name][i] for i in indices] for name, indices in left.allowed.items() if tuple(indices) != space.allowed[name]
     }
-    notes = summary(removed) or [f"Nothing of the space was left out: {job.spec.title} runs all of it well, as far as its file tells."]
-    notes += [f"A rule of convenience was waived: {error}." for error in given_up]
-    return {"keep": keep, "removed": [list(one) for one in removed], "notes": notes}
+    return {"keep": keep, "removed": [list(one) for one in removed], "notes": said}
 
 
 def wants_tflite(job: Job) -> bool:
@@ -137,6 +138,7 @@ def notes(job: Job) -> list[str]:
     found += job.state.facts.get("restriction", {}).get("notes", [])
     if job.spec is not None and not job.target.measured:
         found.append(note(job.spec))
+    found += [note(device.spec) for device in job.further if device.spec is not None and device.spec.agent is None]
     if job.energy is not None:
         found.append("Energy is that of a model made from the device's file; no power meter has confirmed it.")
     if wants_tflite(job) and not _converter():
@@ -144,7 +146,7 @@ def notes(job: Job) -> list[str]:
     found += _of_tflite(job.state.facts.get("finished", {}).get("models", []))
     if job.state.facts.get("rungs") == []:
         found.append("No hand-designed rival was trained: even the narrowest MobileNetV2 breaks the limits.")
-    if job.spec is not None and job.spec.kind == "mcu":
+    if job.chips:
         found.append(
             "peak_bytes is the size of the activation arena with every tensor placed, flash_bytes the weights and biases; the runtime's "
             "code and its own data come on top of both."

@@ -19,9 +19,10 @@ from sartor.errors import UserError
 from sartor.evaluators.supernet import SupernetEvaluator
 from sartor.goals import Goals
 from sartor.hardware.device import cores
-from sartor.hardware.graph import Op, trace
+from sartor.hardware.graph import Op, OpGraph, trace
 from sartor.hardware.table import LatencyTable
-from sartor.job.context import OF_FILES, Job, timings
+from sartor.job.context import OF_FILES, Job
+from sartor.job.further import OWN, all_timings
 from sartor.predictors.accuracy import Predictor, fit
 from sartor.recipes.sandwich import SupernetResult, train_sandwich
 from sartor.searchers import make_searcher
@@ -43,11 +44,17 @@ def build_table(job: Job) -> None:
         return
     with job.state.timing("table"):
         job.progress("list the operations of the space", 0, 1)
-        added = job.table.ensure(_space_ops(job), input_shapes=[job.data.input_shape], progress=job.progress)
+        ops = _space_ops(job)
+        tables = {OWN: job.table, **{device.name: device.table for device in job.further}}
+        added = {name: table.ensure(ops, input_shapes=[job.data.input_shape], progress=job.progress) for name, table in tables.items()}
     with job.state.timing("calibration"):
-        quality = _calibrate(job, job.table) if isinstance(job.table, LatencyTable) else {}
+        quality = _calibrate(job, {name: table for name, table in tables.items() if isinstance(table, LatencyTable)})
     job.refresh_prices()
-    job.state.put("table", {"added": added, "entries": len(job.table.entries), "path": str(job.table.path), "quality": quality})
+    facts = {
+        name: {"added": added[name], "entries": len(table.entries), "path": str(table.path), "quality": quality.get(name, {})}
+        for name, table in tables.items()
+    }
+    job.state.put("table", {**facts.pop(OWN), **({"platforms": facts} if facts else {})})
 
 
 def _space_ops(job: Job) -> list[Op]:
@@ -68,26 +75,30 @@ def _ops(job: Job, arch: Mapping[str, int]) -> list[Op]:
     return [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
 
 
-def _calibrate(job: Job, table: LatencyTable) -> dict[str, Any]:
-    """Export and measure networks spread over the predicted latencies; weights do not matter for time."""
+def _calibrate(job: Job, tables: Mapping[str, LatencyTable]) -> dict[str, Any]:
+    """Export and measure networks spread over the predicted latencies, on each device that is measured; weights do not matter for time.
+    Returns the quality of each table, by the device's name."""
+    if not tables:
+        return {}
     rng = job.rng(2)
     pool = sorted(dict.fromkeys(job.net.space.sample(rng) for _ in range(200)), key=lambda a: job.predicted(a)["latency_ms"])
     count = int(np.clip(job.plan.calibrate / 2.5, 8, 30))
     picked = [pool[int(i)] for i in np.linspace(0, len(pool) - 1, min(count, len(pool)))]
-    pairs = []
+    pairs: dict[str, list[tuple[OpGraph, float]]] = {name: [] for name in tables}
     with tempfile.TemporaryDirectory() as folder:
         for number, arch in enumerate(picked):
             job.progress("calibrate table", number, len(picked))
             module = job.net.extract(arch).eval()
             file = job.export(module, Path(folder), quick=True)
-            clock = job.clock(file, 0.3)
-            pairs.append((trace(module, job.data.input_shape), clock.quiet or clock.p50))
+            graph, clocks = trace(module, job.data.input_shape), job.everywhere([file], 0.3)[0]
+            for name, found in pairs.items():
+                found.append((graph, clocks[name].quiet or clocks[name].p50))
         job.progress("calibrate table", len(picked), len(picked))
-    if len(pairs) < 4:
+    if len(picked) < 4:
         return {}
-    table.ensure(op for graph, _ in pairs for op in graph.ops)
-    found = table.calibrate(pairs)
-    return found.to_json()
+    for name, table in tables.items():
+        table.ensure(op for graph, _ in pairs[name] for op in graph.ops)
+    return {name: table.calibrate(pairs[name]).to_json() for name, table in tables.items()}
 
 
 # -- supernet -----------------------------------------------------------------------------------------------------------
@@ -221,7 +232,8 @@ def _guesses(job: Job, predictor: Predictor, archs: list[Arch], done: int, most:
     found = {}
     means, _ = predictor.predict(job.net.space.encode(archs))
     for number, (arch, mean) in enumerate(zip(archs, means, strict=True)):
-        found[arch] = {**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), **dict.fromkeys(OF_FILES, 0.0)}
+        guess = {**job.predicted(arch), "accuracy": float(mean), "top5": float(mean), **dict.fromkeys(OF_FILES, 0.0)}
+        found[arch] = job.derive(guess)
         if number % 500 == 0:
             job.progress("screen", done + number, most)
     return found
@@ -256,7 +268,7 @@ def _without_file(goals: Goals) -> Goals:
 
 def _learn(job: Job, accuracy: SupernetEvaluator) -> Predictor:
     def evaluate(arch: Arch) -> dict[str, float]:
-        return {**accuracy(arch), **job.predicted(arch)}
+        return job.derive({**accuracy(arch), **job.predicted(arch)})
 
     with Store(job.folder / "screening.sqlite") as store:
         searcher = make_searcher("random", job.net.space, job.goals)
@@ -301,23 +313,24 @@ def for_seconds(
 
 
 def candidate(job: Job, accuracy: Callable[[Arch], dict[str, float]]) -> Callable[[Arch], dict[str, float]]:
-    """The evaluation of one candidate: its accuracy, and the measured latency of its exported file.
+    """The evaluation of one candidate: its accuracy, and the latency of its exported file on each device of the run.
 
-    On a device that is only modelled there is nothing to measure: files are exported only where a goal is a figure of files.
+    Where all devices are only modelled there is nothing to measure: files are exported only where a goal is a figure of files.
     """
-    files = job.target.measured or _without_file(job.goals) != job.goals
+    files = job.measuring or _without_file(job.goals) != job.goals
 
     def evaluate(arch: Arch) -> dict[str, float]:
         found = accuracy(arch)
         if not files:
-            return {**found, **job.predicted(arch)}
+            return job.derive({**found, **job.predicted(arch)})
         module = job.net.extract(arch).eval()
         with tempfile.TemporaryDirectory() as folder:
             file = job.export(module, Path(folder), quick=True)
-            clock = job.clock(file, 0.25)
+            clocks = job.everywhere([file], 0.25)[0]
             figures = job.file_figures(file)
-        costs = {k: v for k, v in job.predicted(arch).items() if k in ("params", "macs", "peak_bytes", "flash_bytes")}
-        return {**found, **costs, **timings(clock), **job.energies(job.dynamic_mj(arch), clock.p50), **figures}
+        costs = {k: v for k, v in job.predicted(arch).items() if k in ("params", "macs", "peak_bytes", "flash_bytes", "moved_bytes")}
+        energies = job.energies(job.dynamic_mj(arch), clocks[OWN].p50)
+        return job.derive({**found, **costs, **all_timings(clocks), **energies, **figures})
 
     return evaluate
 
@@ -341,5 +354,5 @@ def _seeds(job: Job, front: list[Arch]) -> list[Arch]:
     count = min(len(ordered), _POPULATION - 1)
     picked = [ordered[int(i)] for i in np.unique(np.linspace(0, len(ordered) - 1, count).round())]
     largest = job.canonical(job.net.largest)
-    costs = {**job.predicted(largest), "accuracy": 1.0, "top5": 1.0, **dict.fromkeys(OF_FILES, 0.0)}
+    costs = job.derive({**job.predicted(largest), "accuracy": 1.0, "top5": 1.0, **dict.fromkeys(OF_FILES, 0.0)})
     return [*picked, largest] if largest not in picked and job.goals.feasible(costs) else picked

@@ -37,4 +37,4 @@ def look_again(job: Job, trials: Sequence[Trial], accuracy: SupernetEvaluator) -
                 known[str(trial.number)] = {name: value for name, value in closer(trial.arch).items() if name in ("accuracy", "top5")}
         job.progress("look again", len(finalists), len(finalists))
         job.state.put("finalists", known)
-    return [replace(t, metrics={**t.metrics, **known[str(t.number)]}) for t in finalists if str(t.number) in known]
+    return [replace(t, metrics=job.derive({**t.metrics, **known[str(t.number)]})) for t in finalists if str(t.number) in known]

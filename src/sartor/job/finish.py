@@ -18,11 +18,14 @@ from sartor import pareto
 from sartor.deploy.card import plain
 from sartor.deploy.verify import accuracy_of, broken
 from sartor.export.source import save_source
-from sartor.goals import METRICS, Goals
+from sartor.goals import OF_ACCURACY, Goals, metric_of
 from sartor.hardware.graph import trace
 from sartor.hardware.schedule import memory_plan
-from sartor.job.context import Job, timings
+from sartor.job.context import Job
 from sartor.job.explore import batch_size, load_weights, save_weights
+from sartor.job.further import OWN, all_timings
+from sartor.job.records import latencies, table_latencies
+from sartor.job.records import layers as layers_of
 from sartor.job.workers import Task, module_of, train_all, trained, with_shares
 from sartor.recipes.bn import calibrate_bn
 from sartor.recipes.evaluate import first_images
@@ -67,16 +70,16 @@ def choose(trials: Sequence[Trial], goals: Goals, count: int, *, margin: float =
 
 def margin(job: Job) -> float:
     """By how much candidates should keep a limit on time: what measurements of a file differ by; a modelled latency is one number."""
-    return _MARGIN if job.target.measured else 0.0
+    return _MARGIN if job.measuring else 0.0
 
 
 def _feasible(trials: Sequence[Trial], goals: Goals, least: int, margin: float) -> list[Trial]:
     """Trials that keep every limit; where fewer than `least` do, also those that miss nothing but a limit on accuracy, the nearest first:
     shared weights are worse than those that training will give, and such a limit is judged on the trained file. Of either kind only those
     clear of the limits on time by `margin`, if any is."""
-    costs = Goals(goals.objectives, tuple(limit for limit in goals.limits if limit.metric not in ("accuracy", "top5")))
+    costs = Goals(goals.objectives, tuple(limit for limit in goals.limits if limit.metric not in OF_ACCURACY))
+    timed = [limit for limit in goals.limits if metric_of(limit.metric).unit in ("ms", "images/s", "ratio")]
     good = [t for t in trials if t.status == "complete" and np.isfinite(goals.values(t.metrics)).all() and costs.feasible(t.metrics)]
-    timed = [limit for limit in goals.limits if METRICS[limit.metric].unit in ("ms", "images/s")]
 
     def clear(some: list[Trial]) -> list[Trial]:
         return [t for t in some if all(limit.excess(t.metrics) <= -margin for limit in timed)] or some
@@ -148,20 +151,20 @@ def export_record(
         validation = accuracy_of(file, job.data.validation.batches(256))
         float_file = part / "model_fp32.onnx"
         fp32 = accuracy_of(float_file, job.data.validation.batches(256)) if float_file.is_file() else validation
-        clock = job.clock_among_others(file, 1.0)
-        layers, memory = job.layers(module), memory_plan(trace(module, job.data.input_shape), job.bytes_per_value)
+        clocks = job.everywhere([file], 1.0, judged=True)[0]
+        layers, memory = layers_of(job, module), memory_plan(trace(module, job.data.input_shape), job.bytes_per_value)
         errors = job.weight_errors(file)
-        predicted = {**predicted, "latency_ms": job.table_latency(module)}
-        metrics = {
-            **job.graph_figures(module), **timings(clock), **job.energies(dynamic := job.dynamic_mj(module), clock.p50),
+        predicted = {**predicted, **table_latencies(job, module)}
+        metrics = job.derive({
+            **job.graph_figures(module), **all_timings(clocks), **job.energies(dynamic := job.dynamic_mj(module), clocks[OWN].p50),
             **job.file_figures(file), **validation,
-        }  # fmt: skip
+        })  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return {
-        "name": name, "origin": origin, "arch": labels, "file": f"models/{name}/model.onnx", "metrics": metrics, "latency": clock.to_json(),
+        "name": name, "origin": origin, "arch": labels, "file": f"models/{name}/model.onnx", "metrics": metrics, **latencies(job, clocks),
         "predicted": predicted, "validation": {**validation, "accuracy_fp32": fp32["accuracy"]}, "training": training, "layers": layers,
         "memory": memory, "weight_error": errors, **({} if dynamic is None else {"energy": {"dynamic_mj": dynamic, "validated": False}}),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sartor.deploy.verify import broken
+from sartor.goals import OF_ACCURACY
 from sartor.job.conclude import partial
 from sartor.job.context import OF_FILES, Job
 from sartor.job.finish import make
@@ -19,7 +20,7 @@ def first_model(job: Job) -> None:
     rng = job.rng(3)
     light = 0.3 * job.net.costs(job.net.largest)["macs"]
     pool = [job.net.smallest, *(job.net.space.sample(rng) for _ in range(300))]
-    limits = [limit for limit in job.goals.limits if limit.metric not in ("accuracy", "top5", *OF_FILES)]
+    limits = [limit for limit in job.goals.limits if limit.metric not in (*OF_ACCURACY, *OF_FILES)]
     costs = [(job.predicted(arch), arch) for arch in pool]
     fitting = [(c, a) for c, a in costs if c["macs"] <= light and all(limit.excess(c) <= -0.05 for limit in limits)]
     if not fitting:
@@ -29,5 +30,5 @@ def first_model(job: Job) -> None:
     task = Task("first", "scratch", dict(job.net.space.labels(arch)), seconds=job.plan.first)
     with job.state.timing("first"):
         record = make(job, task, "search", {})
-    if not broken([limit for limit in job.goals.limits if limit.metric not in ("accuracy", "top5")], record["metrics"]):
+    if not broken([limit for limit in job.goals.limits if limit.metric not in OF_ACCURACY], record["metrics"]):
         partial(job)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from sartor.arch import Arch
 from sartor.errors import UserError
-from sartor.goals import Limit
+from sartor.goals import Limit, metric_of
 from sartor.job.context import Job
+from sartor.job.further import OWN, all_timings
 
 #: Limits on these are judged here, from the cheapest architecture; limits on accuracy are judged on trained nets, at the end.
-_COSTS = ("latency_ms", "throughput", "peak_bytes", "file_bytes", "params", "macs", "flash_bytes", "energy_mj", "edp")
+_COSTS = ("throughput", "peak_bytes", "file_bytes", "params", "macs", "flash_bytes", "energy_mj", "edp")
+#: So are these, when it was exported and timed.
+_TIMED = ("latency_ms", "weighted_latency_ms", "worst_latency", "composite_cost", "merit")
 #: Below this share of the predicted minimum a limit is out of reach without asking the clock; above the inverse it is not.
 _SURE = 0.5
 
@@ -24,19 +27,20 @@ class Unattainable(UserError):
 def check_attainable(job: Job) -> None:
     """Refuse limits that not even the cheapest architecture of the space keeps.
 
-    The cheapest is found by coordinate descent over the choices, on the cost model; for latency and file size it is then exported and
-    measured.
+    The cheapest is found by coordinate descent over the choices, on the cost model; for latencies, what follows from them, and file size it
+    is then exported and measured. For merit every guess counts as right.
 
     Raises:
         Unattainable: naming the limit and the best attainable figure.
     """
     for limit in job.goals.limits:
-        if limit.metric not in _COSTS:
+        if metric_of(limit.metric).name not in (*_COSTS, *_TIMED):
             continue
         value = attainable(job, limit)
         if limit.excess({limit.key: value}) > 0:
+            where = limit.metric.partition("@")[2] or job.device["cpu"]
             raise Unattainable(
-                f"the limit {limit} is out of reach: the best that space '{job.request.space}' attains on {job.device['cpu']} "
+                f"the limit {limit} is out of reach: the best that space '{job.request.space}' attains on {where} "
                 f"for {job.data.name} is {limit.key} = {value:.4g}; relax the limit to that, or choose another space or input size."
             )
 
@@ -44,20 +48,20 @@ def check_attainable(job: Job) -> None:
 def attainable(job: Job, limit: Limit) -> float:
     """Best figure of the limit's metric over the space, as far as coordinate descent finds it."""
     metric = "latency_ms" if limit.metric == "throughput" else limit.metric
-    timed = metric in ("latency_ms", "file_bytes")
     cost: Callable[[Arch], float] = lambda arch: _cost(job, arch, metric)  # noqa: E731
     best = cheapest(job, cost)
-    if not timed:
+    if metric_of(metric).name not in (*_TIMED, "file_bytes"):
         return cost(best)
+    module = job.net.extract(best).eval()
     with tempfile.TemporaryDirectory() as folder:
-        file = job.export(job.net.extract(best).eval(), Path(folder), quick=True)
+        file = job.export(module, Path(folder), quick=True)
         if metric == "file_bytes":
             return float(file.stat().st_size)
-        predicted = cost(best)
         bound = 1e3 / limit.bound if limit.metric == "throughput" else limit.bound
-        measured = job.clock_among_others(file, 0.3 if predicted < _SURE * bound else 1.0)
-    value = {"p10": measured.p10, "p90": measured.p90}.get(limit.statistic, measured.p50)
-    return 1e3 / value if limit.metric == "throughput" else value
+        sure = limit.metric != "merit" and cost(best) < _SURE * bound
+        clocks = job.everywhere([file], 0.3 if sure else 1.0, judged=True)[0]
+    energies = job.energies(job.dynamic_mj(best), clocks[OWN].p50)
+    return job.derive({**job.graph_figures(module), **all_timings(clocks), **energies, "accuracy": 1.0})[limit.key]
 
 
 def cheapest(job: Job, cost: Callable[[Arch], float]) -> Arch:
@@ -80,12 +84,12 @@ def _cost(job: Job, arch: Mapping[str, int], metric: str) -> float:
     if metric == "latency_ms":
         ops = [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
         return job.table.predict(ops, measure_missing=True)
-    if metric in ("energy_mj", "edp"):
-        job.table.ensure(
-            [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))],
-            input_shapes=[job.data.input_shape],
-        )
-        return job.predicted(arch)[metric]
+    if "@" in metric or metric in ("energy_mj", "edp", *_TIMED):
+        ops = [op for factor in job.factors for op in factor.at(tuple(arch[name] for name in factor.scope))]
+        for table in (job.table, *(device.table for device in job.further)):
+            table.ensure(ops, input_shapes=[job.data.input_shape])
+        figures = job.derive({**job.predicted(arch), "accuracy": 1.0})
+        return -figures["merit"] if metric == "merit" else figures[metric]
     if metric == "flash_bytes":
         return job.flash_bytes(arch)
     costs = job.net.costs(arch)

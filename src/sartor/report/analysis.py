@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sartor import pareto
+from sartor.goals import entry
 from sartor.report.promises import limits
 from sartor.report.values import (
     NOT_MEASURED,
@@ -225,7 +226,7 @@ def _objective_row(trial: Mapping[str, Any], names: Sequence[str], result: Recor
     if trial.get("status", "complete") != "complete":
         return None
     for metric, bound, statistic in limits(result):
-        value = number(metrics.get(metric if statistic == "p50" else f"{metric}_{statistic}"))
+        value = number(metrics.get(metric if statistic == "p50" else entry(metric, f"_{statistic}")))
         if value is not None and sign(metric) * (value - bound) > 0:
             return None
     values = [number(metrics.get(n)) for n in names]

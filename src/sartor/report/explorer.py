@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from sartor.goals import entry
 from sartor.report.analysis import hypervolume_curve, predictions
 from sartor.report.decisions import Decision
 from sartor.report.markup import Html, join, section, table, tag
@@ -30,6 +31,7 @@ from sartor.report.values import (
     records,
     rivals,
     searched,
+    secondary,
     show,
     sign,
     significant,
@@ -50,9 +52,10 @@ KINDS = {"search": "searched", "baseline": "hand-designed", "control": "random c
 
 
 def metrics_present(result: Record) -> list[str]:
-    """The metrics that at least one network has, in the order of display, then those unknown to it; the p10 of latency serves no choice."""
+    """The metrics that at least one network has, in the order of display, then those unknown to it; other statistics of what is there
+    serve no choice."""
     everyone = [*searched(result), *rivals(result)]
-    extra = sorted({str(key) for m in everyone for key in mapping(m.get("metrics"))} - set(DISPLAY) - {"latency_ms_p10"})
+    extra = sorted({key for m in everyone for key in map(str, mapping(m.get("metrics"))) if not secondary(key)} - set(DISPLAY))
     return [key for key in (*DISPLAY, *extra) if any(metric_value(m, key) is not None for m in everyone)]
 
 
@@ -89,7 +92,7 @@ def page_data(result: Record, trials: Sequence[Mapping[str, Any]] | None, choice
     return {
         "metrics": [{"key": key, "direction": sign(key), **asdict(display(key))} for key in keys],
         "objectives": objectives(result),
-        "limits": [{"metric": m if s == "p50" else f"{m}_{s}", "bound": b} for m, b, s in limits(result)],
+        "limits": [{"metric": m if s == "p50" else entry(m, f"_{s}"), "bound": b} for m, b, s in limits(result)],
         "nets": nets,
         "decisions": [{"key": d.key, "ranking": [{"net": f"m{p.index}", "reason": p.reason} for p in d.ranking]} for d in choices],
         "trials": trial_columns(trials, keys),

@@ -19,6 +19,7 @@ from sartor.report.values import (
     name_of,
     number,
     objectives,
+    platforms,
     records,
     searched,
     show,
@@ -69,9 +70,18 @@ def limits(result: Record) -> list[tuple[str, float, str]]:
     return found
 
 
+def modelled_metric(result: Record, metric: str) -> bool:
+    """Whether a metric is a latency, or made of latencies, of which at least one comes from the model of a device."""
+    further = platforms(result)
+    if metric in ("weighted_latency_ms", "worst_latency"):
+        return modelled(result) or not all(further.values())
+    device = metric.partition("@")[2]
+    return not further.get(device, True) if device else metric.startswith("latency_ms") and modelled(result)
+
+
 def limit_words(metric: str, bound: float, statistic: str) -> str:
     """A limit in words: ``"Latency (p90) at most 2.00 ms"``."""
-    which = f" ({'median' if statistic == 'p50' else statistic})" if metric == "latency_ms" else ""
+    which = f" ({'median' if statistic == 'p50' else statistic})" if metric.partition("@")[0] == "latency_ms" else ""
     return f"{display(metric).label}{which} {'at most' if sign(metric) > 0 else 'at least'} {show(metric, bound)}"
 
 
@@ -86,7 +96,8 @@ def check(model: Record, metric: str, bound: float, statistic: str) -> Check:
     room = sign(metric) * (bound - value)
     slack = room / abs(bound) if bound else None
     verdict: Verdict = "kept" if room >= 0 else "broken"
-    interval = latency_interval(model) if metric == "latency_ms" and statistic == "p50" else None
+    base, _, device = metric.partition("@")
+    interval = latency_interval(model, device) if base == "latency_ms" and statistic == "p50" else None
     if verdict == "kept" and interval is not None and interval[1] > bound:
         verdict = "narrow"
     return Check(name_of(model), metric, bound, value, slack, verdict)
@@ -127,9 +138,14 @@ def asked(result: Record) -> str:
     wish = joined(display(metric).best for metric in objectives(result))
     bounds = [_inside(limit_words(*limit)) for limit in limits(result)]
     condition = f", with {joined(bounds)}" if bounds else ", with no limit"
-    where = f" on {device['name']}" if device.get("name") else ""
+    names = [str(name) for name in (device.get("name"), *platforms(result)) if name]
+    where = f" on {joined(names)}" if names else ""
     precision = f" ({device['precision']})" if device.get("precision") else ""
     return f"Networks {task} of {wish}{where}{precision}{condition}."
+
+
+def _how(result: Record, metric: str) -> str:
+    return "modelled" if modelled_metric(result, metric) else "measured"
 
 
 def _inside(words: str) -> str:
@@ -191,7 +207,8 @@ def closest(result: Record) -> str | None:
         return None
     model = min(ranked, key=lambda pair: pair[0])[1]
     misses = joined(
-        f"{_inside(limit_words(*limit))}: {show(limit[0], c.value)} measured ({-c.slack * 100:.1f}{NO_BREAK}% beyond the limit)"
+        f"{_inside(limit_words(*limit))}: {show(limit[0], c.value)} {_how(result, limit[0])} "
+        f"({-c.slack * 100:.1f}{NO_BREAK}% beyond the limit)"
         for limit, c in zip(limits(result), checks(model, result), strict=True)
         if c.verdict == "broken" and c.slack is not None
     )

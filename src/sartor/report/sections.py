@@ -16,6 +16,7 @@ from sartor.report.promises import (
     limit_words,
     limits,
     modelled,
+    modelled_metric,
     overall,
     tightest,
 )
@@ -98,7 +99,7 @@ def _promises(result: Record) -> Html:
         verdict = overall(found)
         rows.append(
             [
-                limit_words(metric, bound, statistic),
+                limit_words(metric, bound, statistic) + (" (modelled, not measured)" if modelled_metric(result, metric) else ""),
                 measured,
                 slack_words(worst),
                 f"{kept} of {len(models)}",
@@ -247,6 +248,7 @@ def how_measured(result: Record) -> Html:
     splits = [f"{s} {n:,.0f}" for s in ("train", "validation", "test") if (n := number(data.get(s))) is not None]
     rows = [
         ["Device", f"{device.get('name') or NOT_MEASURED}{processor}{': modelled, not measured' if modelled(result) else ''}"],
+        *([f"Further device {one.get('name') or 'unnamed'}", _further(one)] for one in records(result.get("platforms"))),
         ["Runtime", runtime],
         ["Precision", str(device.get("precision") or NOT_MEASURED)],
         ["Threads", str(device.get("threads") or NOT_MEASURED)],
@@ -277,6 +279,15 @@ def how_measured(result: Record) -> Html:
     return section(
         "how", "How it was measured", table("Conditions", ["What", "Value"], rows), warning if noisy else calm, silent, validated
     )
+
+
+def _further(one: Record) -> str:
+    """A further device of the run in words: its processor, how its figures come about, and what was asked of it."""
+    limit, weight = number(one.get("limit_ms")), number(one.get("weight"))
+    words = [str(one.get("cpu") or "processor unknown"), "modelled, not measured" if one.get("measured") is False else "measured"]
+    words += [f"weight {weight:g}"] if weight is not None else []
+    words += [f"at most {show('latency_ms', limit)}"] if limit is not None else ["no limit of its own"]
+    return "; ".join(words)
 
 
 def phases(result: Record) -> Html:

@@ -32,6 +32,10 @@ from sartor.report.values import (
 PLAIN_WIDTH = 160  # of tables written to a file or a pipe, where no terminal says how wide it is
 
 
+#: Figures that are made of others, with the head of their column.
+_MADE = {"weighted_latency_ms": "weighted ms", "worst_latency": "worst / limit", "composite_cost": "composite cost", "merit": "merit"}
+
+
 class Progress:
     """The callback ``progress(what, done, total)`` of the contracts, shown to a person.
 
@@ -160,6 +164,21 @@ def models_table(models: Sequence[Record], title: str) -> Table:
     return table(title, columns, rows)
 
 
+def further_table(models: Sequence[Record], title: str) -> Table | None:
+    """The latency of each model on every device of the run, and what is made of several figures; None where there is nothing of these."""
+    devices = {str(name): mapping(one) for m in models for name, one in mapping(m.get("platforms")).items()}
+    made = [metric for metric in _MADE if any(metric_value(m, metric) is not None for m in models)]
+    if not devices and not made:
+        return None
+
+    def figures(model: Record) -> list[str]:
+        values = [metric_value(model, metric) for metric in ("latency_ms", *(f"latency_ms@{name}" for name in devices), *made)]
+        return [milliseconds(value) for value in values]
+
+    places = [f"{name} ms ({'modelled' if one.get('measured') is False else 'measured'})" for name, one in devices.items()]
+    return table(title, ("name", "p50 ms", *places, *(_MADE[metric] for metric in made)), [[name_of(m), *figures(m)] for m in models])
+
+
 def quiet_words(model: Record) -> str:
     """The median over moments in which the machine ran at full speed, with its interval: what networks are ranked by. Empty if unknown."""
     latency = mapping(model.get("latency"))
@@ -183,7 +202,7 @@ def promises_table(result: Record) -> Table:
         nearest = promises.tightest(found)
         rows.append(
             [
-                promises.limit_words(metric, bound, statistic),
+                promises.limit_words(metric, bound, statistic) + (", modelled" if promises.modelled_metric(result, metric) else ""),
                 f"{sum(c.verdict in ('kept', 'narrow') for c in found)} of {len(found)}",
                 NOT_MEASURED if nearest is None else f"{show(metric, nearest.value)} ({nearest.model})",
                 promises.VERDICT_WORDS[promises.overall(found)],
@@ -236,6 +255,7 @@ def print_result(result: Record, folder: str | Path, out: Console) -> None:
     tables = [
         (models, lambda: models_table(models, "Models")),
         (baselines, lambda: models_table(baselines, "Reference nets, trained and exported the same way")),
+        (further := further_table([*models, *baselines], "On every device, and what is made of several figures"), lambda: further),
         (models and promises.limits(result), lambda: promises_table(result)),
         (refused, lambda: table("Refused", ("name", "reason"), [[name_of(r), str(r.get("reason", ""))] for r in refused], left=2)),
     ]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sartor.goals import METRICS
+from sartor.goals import METRICS, QUIET, entry
 
 Record = Mapping[str, Any]
 
@@ -46,18 +46,27 @@ DISPLAY: dict[str, Display] = {
     "flash_bytes": Display("Flash", "KB", 1 / 1024, "least flash"),
     "quantisation_error": Display("Rounding error of weights", "%", 100.0, "smallest rounding error"),
     "energy_mj": Display("Energy (modelled)", "mJ", 1.0, "lowest energy"),
+    "weighted_latency_ms": Display("Latency, weighted over devices", "ms", 1.0, "lowest weighted latency"),
+    "worst_latency": Display("Worst latency / limit", "", 1.0, "lowest worst latency"),
+    "composite_cost": Display("Composite cost", "", 1.0, "lowest composite cost"),
+    "merit": Display("Figure of merit", "", 1.0, "highest figure of merit"),
+    "moved_bytes": Display("Data moved", "KB", 1 / 1024, "least data moved"),
     "edp": Display("Energy-delay product (modelled)", "mJ·ms", 1.0, "lowest energy-delay product"),
 }
 
 
 def display(metric: str) -> Display:
-    """The way to show `metric`; one this module does not know is shown under its own name, unscaled."""
+    """The way to show `metric`, `latency_ms@DEVICE` too; one this module does not know is shown under its own name, unscaled."""
+    base, at, device = metric.partition("@")
+    if at and base in DISPLAY:
+        how = DISPLAY[base]
+        return Display(f"{how.label} on {device}", how.unit, how.scale, f"{how.best} on {device}", how.decimals)
     return DISPLAY.get(metric) or Display(metric, "", 1.0, f"best {metric}")
 
 
 def sign(metric: str) -> float:
     """+1 where less is better, -1 where more is; a metric unknown to :data:`sartor.goals.METRICS` counts as a cost."""
-    known = METRICS.get(metric)
+    known = METRICS.get(metric.partition("@")[0])
     return -1.0 if known is not None and known.direction == "max" else 1.0
 
 
@@ -91,15 +100,34 @@ def metric_value(model: Record, metric: str, statistic: str = "p50") -> float | 
         measured = number(mapping(model.get("latency")).get(statistic))
         if measured is not None:
             return measured
-        metric = metric if statistic == "p50" else f"{metric}_{statistic}"
+    if statistic != "p50":
+        metric = entry(metric, f"_{statistic}")
     return number(mapping(model.get("metrics")).get(metric))
 
 
-def latency_interval(model: Record) -> tuple[float, float] | None:
-    """The confidence interval ``(low, high)`` of the median latency in ms, or None when it was not measured."""
-    latency = mapping(model.get("latency"))
+def latency_interval(model: Record, device: str = "") -> tuple[float, float] | None:
+    """The confidence interval ``(low, high)`` of the median latency in ms, or None when it was not measured; `device`: a further one."""
+    latency = latency_on(model, device)
     low, high = number(latency.get("low")), number(latency.get("high"))
     return (low, high) if low is not None and high is not None else None
+
+
+def latency_on(model: Record, device: str = "") -> Record:
+    """What a model record tells of its latency on a further device, or on the run's own; empty where it does not."""
+    if not device:
+        return mapping(model.get("latency"))
+    return mapping(mapping(model.get("platforms")).get(device))
+
+
+def platforms(result: Record) -> dict[str, bool]:
+    """The further devices of a result: name -> whether its latencies were measured."""
+    return {str(one["name"]): one.get("measured") is not False for one in records(result.get("platforms")) if one.get("name")}
+
+
+def secondary(metric: str) -> bool:
+    """Whether an entry of a model's metrics is another statistic of one that is shown anyway."""
+    base, at, _ = metric.partition("@")
+    return base == "latency_ms_p10" or (base != f"latency_ms{QUIET}" and base.endswith(QUIET)) or bool(at and base != "latency_ms")
 
 
 def accuracy_error(accuracy: float, images: float | None) -> float | None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sartor import pareto
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
-from sartor.goals import METRICS, Goals
+from sartor.goals import Goals, metric_of
 from sartor.searchers.base import Fold, Visited
 from sartor.searchers.constraints import slack
 from sartor.searchers.embedding import Embedding, Features
@@ -139,7 +139,7 @@ class BayesianOptimisation:
 
     def _kernel_of(self, key: str) -> Kernel:
         metric = modelled(self._goals).get(key)  # None: the excess over a limit, as an objective
-        return self._kernels[key != WORKS and (metric is None or METRICS[metric].unit != "fraction")]
+        return self._kernels[key != WORKS and (metric is None or metric_of(metric).unit != "fraction")]
 
     def _readings(self, key: str) -> tuple[NDArray[np.int64], ...]:
         """Columns whose costs add up, for what is a cost on the scale of logarithms."""

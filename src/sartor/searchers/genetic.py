@@ -14,7 +14,7 @@ import numpy as np
 
 from sartor.arch import Space
 from sartor.errors import UserError
-from sartor.goals import METRICS, Goals, metric_name
+from sartor.goals import Goals, metric_name, metric_of
 from sartor.searchers.constraints import deductions
 from sartor.searchers.generations import Generations
 from sartor.searchers.variation import whole
@@ -92,7 +92,7 @@ class GeneticAlgorithm:
         total = 0.0
         for name, weight in self._weights.items():
             value = trial.metrics.get(name, math.nan) if trial.status == "complete" else math.nan
-            more = METRICS[name].direction == "max"
+            more = metric_of(name).direction == "max"
             if weight and (not math.isfinite(value) or (not more and value <= 0)):
                 return -math.inf
             total += (weight * value if more else weight / value) if weight else 0.0

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from sartor.errors import UserError
-from sartor.goals import METRICS, Goals, metric_name, mnasnet_reward
+from sartor.goals import Goals, metric_name, metric_of, mnasnet_reward
 from sartor.searchers.constraints import deductions
 from sartor.trial import Trial
 
@@ -50,7 +50,7 @@ def make_reward(form: Form, goals: Goals, *, target_ms: float | None = None, wei
 
 
 def _weighted(weights: Mapping[str, float]) -> Callable[[Mapping[str, float]], float]:
-    signed = {name: weight if METRICS[name].direction == "max" else -weight for name, weight in weights.items()}
+    signed = {name: weight if metric_of(name).direction == "max" else -weight for name, weight in weights.items()}
     return lambda metrics: sum(weight * metrics.get(name, math.nan) for name, weight in signed.items())
 
 

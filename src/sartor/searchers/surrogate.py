@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sartor import pareto
-from sartor.goals import METRICS, Goals, Limit
+from sartor.goals import Goals, Limit, metric_of
 from sartor.searchers.constraints import Constrained
 from sartor.searchers.gp import GP, Floats, Hyper, Kernel, Posterior, fit
 from sartor.searchers.sums import Sum
@@ -32,7 +32,7 @@ _GAP = 0.3  # added to the distance to the best before the logarithm, in units o
 
 def loss(metric: str, value: float) -> float:
     """A metric as a positive number to be minimised; NaN where it is missing or not finite."""
-    about = METRICS[metric]
+    about = metric_of(metric)
     if about.direction == "min":
         return float(value) if np.isfinite(value) else np.nan
     if about.unit == "fraction":
@@ -48,7 +48,7 @@ def bound_loss(limit: Limit, slack: float = 0.0) -> float:
 
 def metric_value(metric: str, value: float) -> float:
     """Inverse of :func:`loss`."""
-    about = METRICS[metric]
+    about = metric_of(metric)
     if about.direction == "min":
         return value
     return 1 - value if about.unit == "fraction" else 1 / value

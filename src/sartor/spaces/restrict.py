@@ -133,13 +133,31 @@ def restrict(
     return Restriction(space.restrict(keep), removed)
 
 
+def conform(net: Any, spec: DeviceSpec, precision: str = "int8") -> tuple[Restriction, list[str]]:
+    """:func:`restrict` as a search does it: where nothing would be left, rules of convenience give way; what it cannot run does not.
+
+    Returns:
+        the restriction, and why each rule gave way.
+
+    Raises:
+        UserError: as :func:`restrict`, when no rule is left to give way.
+    """
+    given_up: list[str] = []
+    for waive in ((), ("lanes",), ("lanes", "maps")):
+        try:
+            return restrict(net, spec, precision=precision, waive=waive), given_up
+        except UserError as error:
+            given_up.append(str(error))
+    raise UserError(given_up[-1])
+
+
 def objections(ops: OpGraph | Iterable[Op], rules: Rules) -> list[tuple[str, str]]:
     """(op name, reason) of every op that does not conform."""
     return [(op.name or op.kind, reason) for op in ops if (reason := rules.objection(op)) is not None]
 
 
-def summary(removed: Iterable[Removed]) -> list[str]:
-    """One sentence for each reason: what was left out for it."""
+def summary(removed: Iterable[Removed], given_up: Iterable[str] = (), spec: DeviceSpec | None = None) -> list[str]:
+    """One sentence for each reason: what was left out for it; why rules gave way; and, of a device, that nothing was left out."""
     by_reason: dict[str, list[Removed]] = {}
     for one in removed:
         by_reason.setdefault(one.reason, []).append(one)
@@ -150,7 +168,9 @@ def summary(removed: Iterable[Removed]) -> list[str]:
             options.setdefault(str(one.option), []).append(one.choice)
         said = "; ".join(f"{_few(choices)} = {option}" for option, choices in options.items())
         sentences.append(f"Left out of the space: {said} ({reason}).")
-    return sentences
+    if spec is not None and not sentences:
+        sentences.append(f"Nothing of the space was left out: {spec.title} runs all of it well, as far as its file tells.")
+    return [*sentences, *(f"A rule of convenience was waived: {error}." for error in given_up)]
 
 
 def _few(names: list[str]) -> str:

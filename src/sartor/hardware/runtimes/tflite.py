@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,16 +27,30 @@ def load(file: Path, setup: Setup, seed: int = 0) -> Loaded:
         raise UserError(f"expected a model that LiteRT can run, got {file}: {str(error).splitlines()[0][:300]}") from error
 
     def infer(x: np.ndarray) -> np.ndarray:
-        scale, zero = entry["quantization"]
-        given = x if np.issubdtype(entry["dtype"], np.floating) else np.clip(np.round(x / scale) + zero, -128, 127)
-        interpreter.set_tensor(entry["index"], np.ascontiguousarray(given.astype(entry["dtype"])))
+        interpreter.set_tensor(entry["index"], to_tensor(x, entry))
         interpreter.invoke()
-        out = interpreter.get_tensor(end["index"])
-        if np.issubdtype(end["dtype"], np.floating):
-            return np.asarray(out)
-        scale, zero = end["quantization"]
-        return np.asarray((out.astype(np.float32) - zero) * scale)
+        return from_tensor(interpreter.get_tensor(end["index"]), end)
 
     from sartor.hardware.runtimes import installed
 
     return Loaded(interpreter.invoke, infer, installed("litert") or "unknown")
+
+
+def to_tensor(x: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """Real values as a tensor holds them. `about` has the `dtype` of the tensor and its `quantization`: (scale, zero point), a scale of 0
+    where it has none. Integers saturate at the ends of their own type: 0..255 for uint8, -128..127 for int8."""
+    if np.issubdtype(about["dtype"], np.floating):
+        return np.ascontiguousarray(x, about["dtype"])
+    scale, zero = about["quantization"]
+    ends = np.iinfo(about["dtype"])
+    return np.ascontiguousarray(
+        np.clip(np.round(np.asarray(x, np.float64) / (scale or 1.0)) + zero, ends.min, ends.max).astype(about["dtype"])
+    )
+
+
+def from_tensor(values: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """The real values that a tensor holds; `about` as in :func:`to_tensor`. Integers that are not quantised stand for themselves."""
+    if np.issubdtype(about["dtype"], np.floating):
+        return np.asarray(values)
+    scale, zero = about["quantization"]
+    return np.asarray((values.astype(np.float32) - zero) * (scale or 1.0))
