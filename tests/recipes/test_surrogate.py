@@ -196,6 +196,18 @@ def test_a_projection_keeps_the_true_limit_and_proves_only_what_is_so(seed: int,
     assert costs[full.arch] <= limit
 
 
+def test_several_limits_are_sought_together_and_what_is_not_accepted_is_left() -> None:
+    rng = np.random.default_rng(7)
+    trues = [of_pairs(PLAIN, rng, triple=0.5) for _ in range(2)]
+    a, b = (Cost.learned(PLAIN, true, name=name, samples=600) for true, name in zip(trues, ("latency_ms", "params"), strict=True))
+    costs = {arch: (trues[0](arch), trues[1](arch)) for arch in PLAIN}
+    wide, tight = (float(np.quantile([c[i] for c in costs.values()], share)) for i, share in ((0, 0.9), (1, 0.02)))
+    barred = [arch for arch, c in costs.items() if c[0] <= wide and c[1] <= tight][::2]
+    mixture = mixture_of(PLAIN, rng)
+    found = within(PLAIN, mixture, a, wide, fill=0.0, others=[Bound(b, tight)], accept=lambda arch: arch not in barred)
+    assert costs[found.arch][0] <= wide and costs[found.arch][1] <= tight and found.arch not in barred
+
+
 def test_where_model_and_truth_disagree_about_a_limit_the_truth_decides() -> None:
     true = of_pairs(PLAIN, np.random.default_rng(6), triple=1.5)
     learned = Cost.learned(PLAIN, true, name="latency_ms", samples=600)
