@@ -117,7 +117,9 @@ def test_the_limits_of_a_search_become_a_target_and_a_condition() -> None:
     macs, latency = Cost.of_macs(net.space, net.factors()), Cost("latency_ms", [], constant=0.1)
     goals = Goals(("accuracy",), (parse_limit("accuracy>=0.5"), parse_limit("peak_bytes<=1KB"), parse_limit("macs<=20K")))
     found = goal_limit(goals, [macs, latency], net.costs)
-    assert found["cost"] is macs and found["target"] == 20_000
+    assert found["cost"] is macs and found["target"] == 20_000 and found["others"] == []
+    both = goal_limit(Goals(("accuracy",), (parse_limit("macs<=20K"), parse_limit("latency_ms<=3"))), [macs, latency])
+    assert both["cost"] is macs and [(bound.cost, bound.at_most) for bound in both["others"]] == [(latency, 3.0)]
     costs = {arch: net.costs(arch) for arch in (net.space.sample(np.random.default_rng(i)) for i in range(50))}
     assert {found["accept"](arch) for arch in costs} == {c["peak_bytes"] <= 1024 and c["macs"] <= 20_000 for c in costs.values()}
     assert all(found["accept"](arch) == (c["peak_bytes"] <= 1024 and c["macs"] <= 20_000) for arch, c in costs.items())

@@ -83,7 +83,7 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
     for name, row in mixture.items():
         for i in row:
             above, below = ({**mixture, name: {**row, i: row[i] + step}} for step in (1e-4, -1e-4))
-            slope = (learned(above) - learned(below)) / 2e-4
+            slope = (learned.estimate(above) - learned.estimate(below)) / 2e-4
             got = weights[name][i].grad
             assert got is not None and float(got) == pytest.approx(slope, abs=1e-6)
 
@@ -106,10 +106,23 @@ def test_a_single_architecture_has_its_true_cost_and_an_expectation_is_never_bel
     archs = drawn(PLAIN, 50, np.random.default_rng(9))
     assert all(learned(arch) == true(arch) for arch in archs)
     assert max(abs(float(learned.estimate(arch)) - true(arch)) for arch in archs) > 0.01
-    assert learned({name: {i: 1.0} for name, i in archs[0].items()}) == pytest.approx(learned.estimate(archs[0]))
+    assert all(learned({name: {i: 1.0} for name, i in arch.items()}) == pytest.approx(true(arch)) for arch in archs[:10])
     weight = torch.tensor(-100.0, requires_grad=True)  # no mixture of a policy, but far below every cost
     term = Target(learned, 5.0)(torch.tensor(1.0), {name: {0: weight} for name in PLAIN.choices})
     assert torch.isfinite(term)
+
+
+def test_draws_of_a_mixture_bring_its_expectation_nearer_to_the_truth_the_more_decided_it_is() -> None:
+    rng = np.random.default_rng(8)
+    true = of_pairs(PLAIN, rng, triple=1.5)
+    learned = Cost.learned(PLAIN, true, name="latency_ms", samples=600)
+    errors = []
+    for _ in range(60):
+        mixture = {name: dict(zip(a, rng.dirichlet(np.full(len(a), 0.1)).tolist(), strict=True)) for name, a in PLAIN.allowed.items()}
+        exact = enumerated(PLAIN, mixture, true)
+        errors.append((abs(learned(mixture) - exact), abs(float(learned.estimate(mixture)) - exact)))
+    corrected, bare = np.array(errors).mean(axis=0)
+    assert corrected < 0.7 * bare
 
 
 def test_ridge_is_scikit_learns_at_the_strength_of_least_cross_validation_error() -> None:
@@ -181,6 +194,18 @@ def test_a_projection_keeps_the_true_limit_and_proves_only_what_is_so(seed: int,
     assert found.log_prob > best - 3.0 * math.log(10.0)
     full = within(PLAIN, mixture, learned, limit)
     assert costs[full.arch] <= limit
+
+
+def test_several_limits_are_sought_together_and_what_is_not_accepted_is_left() -> None:
+    rng = np.random.default_rng(7)
+    trues = [of_pairs(PLAIN, rng, triple=0.5) for _ in range(2)]
+    a, b = (Cost.learned(PLAIN, true, name=name, samples=600) for true, name in zip(trues, ("latency_ms", "params"), strict=True))
+    costs = {arch: (trues[0](arch), trues[1](arch)) for arch in PLAIN}
+    wide, tight = (float(np.quantile([c[i] for c in costs.values()], share)) for i, share in ((0, 0.9), (1, 0.02)))
+    barred = [arch for arch, c in costs.items() if c[0] <= wide and c[1] <= tight][::2]
+    mixture = mixture_of(PLAIN, rng)
+    found = within(PLAIN, mixture, a, wide, fill=0.0, others=[Bound(b, tight)], accept=lambda arch: arch not in barred)
+    assert costs[found.arch][0] <= wide and costs[found.arch][1] <= tight and found.arch not in barred
 
 
 def test_where_model_and_truth_disagree_about_a_limit_the_truth_decides() -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sartor.goals import Goals
     from sartor.recipes.bilevel import SearchData, SearchResult
     from sartor.recipes.cost_term import Cost
+    from sartor.recipes.exchange import Bound
 
 Strengths = Mapping[str, Any]
 
@@ -27,6 +28,7 @@ def limited(
     fill: float = 0.85,
     forgo: float = math.inf,
     accept: Callable[[Arch], bool] | None = None,
+    others: Sequence[Bound] = (),
     rate: float = 0.05,
     rho: float = 5.0,
     **settings: Any,
@@ -44,6 +46,7 @@ def limited(
         forgo: log-probability, in nats, that filling the target may cost; 3 is an architecture 20 times less probable. Without bound, a
             target where few architectures are is filled by one that the search may have ruled out.
         accept: a further condition on what is derived.
+        others: bounds on other costs, for what is derived.
         rate, rho: of the target's control.
         settings: of the method.
 
@@ -54,7 +57,7 @@ def limited(
     from sartor.recipes.cost_term import Lifted, Target
 
     space = net.space if getattr(net, "relaxed", None) is not None else relaxed_space(net)[0]  # what cannot be mixed is settled
-    derive = derivation_within(space, cost, target, fill=fill, forgo=forgo, accept=accept)
+    derive = derivation_within(space, cost, target, fill=fill, forgo=forgo, accept=accept, others=others)
     derive({})  # out of reach: say so now
     bounded = copy.copy(net)
     bounded.derive = derive
@@ -66,19 +69,25 @@ def limited(
 def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Mapping[str, float]] | None = None) -> dict[str, Any]:
     """The limits of a search as settings of :func:`limited`: ``limited(gdas, net, data, **goal_limit(goals, costs, job.predicted))``.
 
-    The first limit that has a cost among `costs` (by metric; a throughput by its latency) is pressed for in the loss; all limits on what
-    `figures` predicts, and it predicts every kind of cost, must hold for what is derived. Limits on accuracy are left to others.
+    The first limit that has a cost among `costs` (by metric; a throughput by its latency) is pressed for in the loss, others that have one
+    bound what is derived; all limits on what `figures` predicts, and it predicts every kind of cost, must hold for it. Limits on accuracy
+    are left to others.
 
     Returns:
-        `cost`, `target` and `accept`; empty where no limit has a cost.
+        `cost`, `target`, `others` and `accept`; empty where no limit has a cost.
     """
+    from sartor.recipes.exchange import Bound
+
     known = {cost.name: cost for cost in costs}
     found: dict[str, Any] = {}
     for limit in goals.limits:
         name = "latency_ms" if limit.metric == "throughput" else limit.metric
         if name in known and (limit.upper or limit.metric == "throughput"):
-            found = {"cost": known[name], "target": 1e3 / limit.bound if limit.metric == "throughput" else limit.bound}
-            break
+            target = 1e3 / limit.bound if limit.metric == "throughput" else limit.bound
+            if found:
+                found["others"].append(Bound(known[name], target))
+            else:
+                found = {"cost": known[name], "target": target, "others": []}
     if found and figures is not None:
         predict = figures
 
@@ -91,7 +100,14 @@ def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Ma
 
 
 def derivation_within(
-    space: Space, cost: Cost, target: float, *, fill: float = 0.85, forgo: float = math.inf, accept: Callable[[Arch], bool] | None = None
+    space: Space,
+    cost: Cost,
+    target: float,
+    *,
+    fill: float = 0.85,
+    forgo: float = math.inf,
+    accept: Callable[[Arch], bool] | None = None,
+    others: Sequence[Bound] = (),
 ) -> Callable[[Strengths], Arch]:
     """How strengths become the most probable architecture within a target.
 
@@ -108,9 +124,9 @@ def derivation_within(
             if isinstance(strengths.get(name), Mapping) and any(i in strengths[name] for i in allowed)
         }
         try:
-            return within(space.restrict(kept), whole, cost, target, fill=fill, forgo=forgo, accept=accept).arch
+            return within(space.restrict(kept), whole, cost, target, fill=fill, forgo=forgo, accept=accept, others=others).arch
         except UserError:
-            return within(space, whole, cost, target, fill=fill, forgo=forgo, accept=accept).arch
+            return within(space, whole, cost, target, fill=fill, forgo=forgo, accept=accept, others=others).arch
 
     return derive
 

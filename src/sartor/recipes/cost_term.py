@@ -21,7 +21,7 @@ from sartor.errors import UserError
 from sartor.hardware.cost import CostModel, Factor, combinations, listable
 from sartor.hardware.graph import Op
 from sartor.recipes.elimination import Potential
-from sartor.recipes.surrogate import Fit, learn
+from sartor.recipes.surrogate import Draws, Fit, learn
 
 
 class Cost:
@@ -33,11 +33,12 @@ class Cost:
         unit: for people.
 
     The expectation is a 0-dimensional tensor, differentiable in the weights, where weights are tensors; else a float. `fit` is None, unless
-    the tables were learned: then mixtures are told by them, and single architectures by the true cost all the same.
+    the tables were learned: then mixtures are told by them, see :meth:`learned`, and single architectures by the true cost all the same.
     """
 
     fit: Fit | None = None
     _true: Callable[[Arch], float] | None = None
+    _draws: Callable[[Mapping[str, Any]], list[Arch]] | None = None
     _least = -math.inf
 
     def __init__(self, name: str, tables: Iterable[Potential], *, constant: float = 0.0, unit: str = "") -> None:
@@ -83,8 +84,9 @@ class Cost:
     ) -> Cost:
         """A cost in which choices interact beyond what tables can hold, from the true cost of `samples` architectures.
 
-        The expectation of a mixture is that of a model with tables of single choices and of the pairs that matter; `fit` tells how good the
-        model is on a quarter of the samples, which it did not learn from. The cost of a single architecture is the true one.
+        The expectation of a mixture, and its gradient, is that of a model with tables of single choices and of the pairs that matter,
+        corrected by its mean error on a few draws of the mixture: at a decided one it is the truth. `fit` tells how good the bare model is
+        on a quarter of the samples, which it did not learn from. The cost of a single architecture is the true one.
 
         Args:
             known: a part of the cost that has exact tables.
@@ -100,7 +102,7 @@ class Cost:
                 "search it by a strategy that proposes single architectures (evolution, nsga2, bayes, random), or without this limit"
             )
         found = Cost(name, [*known.tables, *model.tables], constant=known.constant + model.constant, unit=unit)
-        found.fit, found._true = model.fit, lru_cache(maxsize=10_000)(cost)
+        found.fit, found._true, found._draws = model.fit, lru_cache(maxsize=10_000)(cost), Draws(space, seed)
         found._least = 0.5 * model.least if model.least > 0 else -math.inf
         return found
 
@@ -127,15 +129,19 @@ class Cost:
         Raises:
             UserError: if a choice is missing.
         """
-        if self._true is not None and not any(isinstance(value, Mapping) for value in arch.values()):
+        if self._true is None:
+            return self.estimate(arch)
+        if not any(isinstance(value, Mapping) for value in arch.values()):
             return float(self._true(Arch(arch)))
-        total = self.estimate(arch)
+        total, draws = self.estimate(arch), self._draws(arch) if self._draws is not None else []
+        if draws:
+            total = total + math.fsum(float(self._true(draw)) - float(self.estimate(draw)) for draw in draws) / len(draws)
         if total < self._least:  # no architecture is that cheap, and terms take logarithms
             return total * 0.0 + self._least
         return total
 
     def estimate(self, arch: Mapping[str, Any]) -> Any:
-        """What the tables say: for indices of a learned cost not the true one, but quick."""
+        """What the tables say; of a learned cost neither the true one nor corrected by it, but quick."""
         total: Any = self.constant
         for number, table in enumerate(self.tables):
             try:

@@ -115,7 +115,7 @@ class Problem:
         rng = np.random.default_rng(0)
         for attempt in range(8):
             arch = self._repaired(start if attempt == 0 else self.space.sample(rng))
-            if self.consider(arch):
+            if self.consider(arch) or self.excess(arch) <= 0:  # what is not accepted may have neighbours that are
                 self._exchange(arch)
             if self.best is not None and (self.learned or self.best[0] >= limit - 1e-9):
                 break  # a true cost takes long, and nothing is better than the best

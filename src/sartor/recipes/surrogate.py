@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from sartor.recipes.elimination import Floats, Potential
 FEWEST = 40  # distinct architectures, of which a quarter judges
 HELD_OUT = 0.25
 COVERAGE = 0.9
+DRAWS = 16  # of a mixture, that correct its expectation
 WORST_ERROR, WORST_TAU = 0.1, 0.6  # a model beyond these would press a search to somewhere else than the limit
 
 _ROUNDS, _PAIRS = 4, 30  # of choosing pairs, and at most so many in each
@@ -117,6 +119,29 @@ def drawn(space: Space, count: int, rng: np.random.Generator) -> list[Arch]:
 def _switched(space: Space, values: Mapping[str, int]) -> dict[str, int]:
     on = space.active(values)
     return {name: value for name, value in values.items() if name in on}
+
+
+class Draws:
+    """`DRAWS` architectures of a mixture, by the same random numbers every time: a mixture that changes little keeps most of them."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.space, self.at = space, {name: rng.random(DRAWS) for name in space.choices}
+
+    def __call__(self, mixture: Mapping[str, Any]) -> list[Arch]:
+        picked = {}
+        for name in self.space.choices:
+            value = mixture[name]
+            options = list(value) if isinstance(value, Mapping) else [int(value)]
+            edges = np.cumsum([_number(weight) for weight in value.values()] if isinstance(value, Mapping) else [1.0])
+            places = np.searchsorted(edges, self.at[name] * edges[-1], side="right")
+            picked[name] = [options[min(int(place), len(options) - 1)] for place in places]
+        archs = ({name: options[number] for name, options in picked.items()} for number in range(DRAWS))
+        return [self.space.canonical(_switched(self.space, arch)) for arch in archs]
+
+
+def _number(weight: Any) -> float:
+    return float(weight.detach() if hasattr(weight, "detach") else weight)
 
 
 class _Design:
@@ -234,4 +259,4 @@ def _judged(predicted: Floats, truth: Floats, learned: int, pairs: int) -> Fit:
     )
 
 
-__all__ = ["COVERAGE", "FEWEST", "Fit", "Learned", "drawn", "learn", "ridge"]
+__all__ = ["COVERAGE", "DRAWS", "FEWEST", "Draws", "Fit", "Learned", "drawn", "learn", "ridge"]
