@@ -29,7 +29,7 @@ FIELDS = st.fixed_dictionaries(
         "from_scratch": st.booleans(),
         "validation": st.floats(1e-6, 0.5),
         "limit_train": st.none() | st.integers(1, 10**9),
-        "input_size": st.none() | st.integers(4, 1024),
+        "input_size": st.none() | st.integers(4, 4096),
     },
 )
 

@@ -17,7 +17,8 @@ from sartor.bench.command import bench
 from sartor.deploy.check_device import check
 from sartor.deploy.devices import Folder, devices, use_folder
 from sartor.deploy.train_cells import train
-from sartor.errors import PLACE, UserError, unusable
+from sartor.errors import PLACE, Unusable, UserError, unusable
+from sartor.options import number, numbers, whole
 from sartor.report.profile_command import profile
 
 app = typer.Typer(
@@ -28,27 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def whole(text: str) -> int:
-    """An option's whole number, refused in a sentence that names what came."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a whole number, but got {text!r}") from None
-
-
-def number(text: str) -> float:
-    """An option's number, refused in a sentence that names what came."""
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a number, but got {text!r}") from None
-
-
-def numbers(text: str) -> list[float]:
-    """An option's numbers with commas between them."""
-    return [number(part.strip()) for part in text.split(",")]
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
@@ -328,7 +308,7 @@ def _running(folder: Path) -> Iterator[None]:
         raise Ended(f"Stopped: {kept}", 130) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in PLACE:
-            raise UserError(unusable(error, folder)) from None
+            raise Unusable(unusable(error, folder)) from None
         raise Ended(_failed(error, folder), 1) from None
 
 

@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Unusable(UserError):
+    """A place that could not be written, or not any more: what was asked is in order, and goes on once there is room."""
+
+
 #: Full disk, quota or file too large, read-only, forbidden: the user's place to write, not a fault inside.
 PLACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 

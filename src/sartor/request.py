@@ -83,7 +83,7 @@ class SearchRequest(BaseModel):
         0.1, gt=0, le=0.5, allow_inf_nan=False, description="the fraction of the training images held out, above 0 and up to 0.5"
     )
     limit_train: int | None = Field(None, ge=1, description="the most training images to use, at least 1")
-    input_size: int | None = Field(None, ge=4, le=1024, description="the height and width images are resized to, from 4 to 1024 pixels")
+    input_size: int | None = Field(None, ge=4, le=4096, description="the height and width images are resized to, from 4 to 4096 pixels")
 
     def __init__(self, **fields: Any) -> None:
         try:

@@ -96,14 +96,14 @@ def test_broken_images_are_named(tmp_path: Path) -> None:
     fill(tmp_path, 5)
     (tmp_path / "ant" / "empty.png").write_bytes(b"")
     (tmp_path / "bee" / "text.jpg").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"2 files cannot be decoded as images: ant/empty.png, bee/text.jpg; repair or remove"):
+    with pytest.raises(UserError, match=r"2 files cannot be decoded: ant/empty.png, bee/text.jpg; repair or remove"):
         load(tmp_path)
     for path in (tmp_path / "ant" / "empty.png", tmp_path / "bee" / "text.jpg"):
         path.unlink()
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (4, 6, 3)).astype(np.uint8)).save(buffer, "PNG")
     (tmp_path / "ant" / "cut.png").write_bytes(buffer.getvalue()[:70])
-    with pytest.raises(UserError, match=r"1 files cannot be decoded as images: ant/cut.png"):
+    with pytest.raises(UserError, match=r"1 file cannot be decoded: ant/cut.png"):
         load(tmp_path)
 
 

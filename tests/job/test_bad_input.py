@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -127,6 +128,20 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path: Path, table_folder: Path)
     assert "Traceback" not in found.stderr
     assert f"go on with `sartor resume {out}`" in found.stderr
     assert (out / "config.json").is_file()
+
+
+def test_a_disk_that_is_full_at_once_leaves_the_run_to_go_on_with(refused: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request was in order: only what is wrong with it takes the folder away."""
+    replace = os.replace
+
+    def full(source: str | Path, target: str | Path) -> None:
+        if Path(target).name == "state.json":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    monkeypatch.setattr("sartor.job.state.os.replace", full)
+    assert f"go on with `sartor resume {tmp_path / 'run'}`" in refused("digits")
+    assert (tmp_path / "run" / "config.json").is_file()
 
 
 def test_a_full_disk_under_a_worker_is_said_as_anywhere(

@@ -272,3 +272,9 @@ def test_a_runs_calibration_is_its_own(request_for: Callable[..., SearchRequest]
     assert first.table.calibration.factors == mine.factors
     first.close()
     assert Job(second.request, tmp_path / "c").table.calibration.factors == dict.fromkeys(GROUPS, 4.0)
+    there = request_for(device="pixel-3", platforms=["host"])  # the same machine as a further device
+    both = [Job(there, tmp_path / name) for name in ("d", "e")]
+    both[0].state.facts["table"] = {"platforms": {"host": {"quality": mine.to_json()}}}
+    assert [job.further[0].table.calibration.factors for job in both] == [mine.factors, dict.fromkeys(GROUPS, 4.0)]
+    for job in both:
+        job.close()

@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         for kind in (signal.SIGTERM, signal.SIGINT):
             signal.signal(kind, lambda *_: threading.Thread(target=agent.stop, daemon=True).start())
-    print(f"sartor agent: listening on {agent.url}", flush=True)
+    everywhere = " (all addresses of this machine: clients name it by one of them)" if given.host in ("0.0.0.0", "::") else ""
+    print(f"sartor agent: listening on {agent.url}{everywhere}", flush=True)
     if token is not None and not given.certificate and given.host not in ("127.0.0.1", "::1", "localhost"):
         print("sartor agent: without --certificate the token and the models travel unencrypted", file=sys.stderr, flush=True)
     agent.serve()

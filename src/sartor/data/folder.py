@@ -168,4 +168,5 @@ def _refuse_broken(root: Path, broken: Sequence[Path]) -> None:
     if broken:
         named = ", ".join(str(path.relative_to(root)) for path in broken[:_NAMED])
         more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        raise UserError(f"{root}: {len(broken)} files cannot be decoded as images: {named}{more}; repair or remove them")
+        what, it = ("file", "it") if len(broken) == 1 else ("files", "them")
+        raise UserError(f"{root}: {len(broken)} {what} cannot be decoded: {named}{more}; repair or remove {it}")

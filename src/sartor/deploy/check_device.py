@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sartor.deploy.devices import Folder, Json, Name, Precision, can_measure, print_json, use_folder, whole
+from sartor.deploy.devices import Folder, Json, Name, Precision, can_measure, print_json, use_folder
 from sartor.errors import UserError
+from sartor.options import whole
 
 if TYPE_CHECKING:
     from sartor.hardware.compatibility import Option

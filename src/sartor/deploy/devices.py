@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sartor.errors import UserError
+from sartor.options import whole
 
 devices = typer.Typer(help="List the devices, with what identifies each; show, check, add and probe them.", invoke_without_command=True)
 
@@ -21,13 +22,6 @@ Folder = Annotated[
 ]
 Name = Annotated[str, typer.Argument(help="A device, see `sartor devices`.", show_default=False)]
 Precision = Annotated[str, typer.Option(help="int8 or fp32; part of what identifies a measurement.", show_default=True)]
-
-
-def whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a whole number, but got {text!r}") from None
 
 
 Threads = Annotated[int, typer.Option(parser=whole, metavar="N", help="Threads, the same.", show_default=True)]
@@ -138,7 +132,7 @@ def _from_agent(name: str, url: str, token_file: Path | None, certificate: Path 
 
     from sartor.hardware.devices import find
     from sartor.hardware.probing import probe_agent
-    from sartor.hardware.spec import AgentAddress
+    from sartor.hardware.spec import AgentAddress, in_words
 
     files = {"token_file": token_file, "certificate": certificate}
     given = {key: str(path.expanduser().resolve()) for key, path in files.items() if path is not None}
@@ -149,9 +143,9 @@ def _from_agent(name: str, url: str, token_file: Path | None, certificate: Path 
     try:
         return probe_agent(name, address, find(like) if like else None)
     except ValidationError as error:
-        raise UserError(
-            f"device: expected a name of small letters, digits, dots and dashes, got {name!r}: {error.errors()[0]['msg']}"
-        ) from None
+        if error.errors()[0]["loc"] == ("name",):
+            raise UserError(f"device: expected a name of small letters, digits, dots and dashes, got {name!r}") from None
+        raise UserError(in_words(error, f"what {url} tells of its device")) from None
 
 
 def listing(precision: str, threads: int) -> tuple[list[dict[str, Any]], list[str]]:

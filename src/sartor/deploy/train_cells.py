@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sartor.errors import UserError
+from sartor.options import whole
 
 if TYPE_CHECKING:
     from sartor.data import Dataset
     from sartor.spaces.darts_eval import CellNetwork, Genotype
-
-
-def whole(text: str) -> int:
-    """An option's whole number, refused in a sentence that names what came."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a whole number, but got {text!r}") from None
 
 
 def train(

@@ -188,12 +188,17 @@ def parse(text: str, where: str = "the device file") -> DeviceSpec:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where}: expected TOML, got an error: {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the device"
-        got = f" (got {first['input']!r})" if first["loc"] and first["type"] != "missing" else ""
-        message = str(first["msg"]).removeprefix("Value error, ")
-        more = f"; and {len(error.errors()) - 1} more" if len(error.errors()) > 1 else ""
-        raise UserError(f"{where}: {field}: {message[0].lower()}{message[1:]}{got}{more}. See docs/devices.md for the fields.") from None
+        raise UserError(in_words(error, where)) from None
+
+
+def in_words(error: ValidationError, where: str) -> str:
+    """The first of the faults of a device, in a sentence."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the device"
+    got = f" (got {first['input']!r})" if first["loc"] and first["type"] != "missing" else ""
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f"; and {len(error.errors()) - 1} more" if len(error.errors()) > 1 else ""
+    return f"{where}: {field}: {message[0].lower()}{message[1:]}{got}{more}. See docs/devices.md for the fields."
 
 
 def read(path: Path | str) -> DeviceSpec:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sartor.errors import UserError
+from sartor.errors import Unusable, UserError
 from sartor.job.context import Job, Progress, silent
 from sartor.job.state import State
 from sartor.request import SearchRequest
@@ -27,6 +27,7 @@ def search(request: SearchRequest, *, progress: Progress | None = None) -> dict[
 
     Raises:
         UserError: for unfit data, an unattainable limit, or a folder that holds something else.
+        Unusable: for a place that cannot be written; the run goes on with :func:`resume`.
         KeyboardInterrupt: after what exists so far was written as a partial result.
     """
     return _begin(request, progress or silent)
@@ -55,6 +56,8 @@ def _begin(request: SearchRequest, progress: Progress, *, only_ladder: bool = Fa
         if only_ladder:
             job.state.put("only_ladder")
         return _carry_out(job)
+    except Unusable:
+        raise  # and says that `resume` goes on
     except UserError:
         facts = State(folder / "checkpoints" / "state.json").facts
         if set(facts) <= _CHEAP and not (folder / "result.json").exists():

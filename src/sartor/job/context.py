@@ -19,7 +19,6 @@ from sartor.export.quantize import quantisation, quantize
 from sartor.goals import Goals, Limit
 from sartor.hardware.arena import place
 from sartor.hardware.cache import table_path
-from sartor.hardware.calibrate import Calibration
 from sartor.hardware.cost import CostModel, Factor
 from sartor.hardware.device import Identity
 from sartor.hardware.devices import HOST, find
@@ -32,7 +31,7 @@ from sartor.hardware.spec import DeviceSpec
 from sartor.hardware.table import LatencyTable
 from sartor.hardware.target import Device, open_device
 from sartor.job.derived import Derived, asks, composite_of, moved_bytes
-from sartor.job.further import OWN, Further, Prices, timings
+from sartor.job.further import OWN, Further, Prices, own_calibration, timings
 from sartor.job.plan import Plan
 from sartor.job.records import largest_figures
 from sartor.job.state import State
@@ -146,7 +145,8 @@ class Job:
     def further(self) -> tuple[Further, ...]:
         """The devices beside the run's own."""
         r, smallest = self.request, partial(quantize, method="minmax")
-        return tuple(Further(asked, r.precision, r.threads, smallest, self.progress) for asked in r.further())
+        facts = self.state.facts.get("table", {}).get("platforms", {})
+        return tuple(Further(asked, r.precision, r.threads, smallest, self.progress, facts.get(asked.device, {})) for asked in r.further())
 
     @cached_property
     def target(self) -> Device:
@@ -164,13 +164,9 @@ class Job:
 
     @cached_property
     def table(self) -> LatencyTable | ModelTable:
-        """Entries are shared by all runs on the device. The calibration is the run's own: that of another space, which a run in between
-        left in the file, would predict this one's networks wrong."""
+        """Entries are shared by all runs on the device; the calibration is the run's own."""
         table = self.target.table(table_path(self.identity), self.identity, partial(quantize, method="minmax"))
-        calibrated = self.state.facts.get("table", {}).get("quality")
-        if calibrated and isinstance(table, LatencyTable):
-            table.calibration = Calibration.from_json(calibrated)
-        return table
+        return own_calibration(table, self.state.facts.get("table", {}))
 
     @cached_property
     def device(self) -> dict[str, Any]:

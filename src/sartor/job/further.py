@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from sartor.goals import QUIET
 from sartor.hardware.cache import table_path
+from sartor.hardware.calibrate import Calibration
 from sartor.hardware.cost import CostModel
 from sartor.hardware.device import Identity
 from sartor.hardware.devices import HOST, find
@@ -32,6 +33,7 @@ class Further:
     threads: int
     quantize: Callable[..., Any]
     progress: Progress
+    found: Mapping[str, Any] = field(default_factory=dict)  # what the run has put down about the device's table
 
     @property
     def name(self) -> str:
@@ -53,7 +55,7 @@ class Further:
 
     @cached_property
     def table(self) -> LatencyTable | ModelTable:
-        return self.target.table(table_path(self.identity), self.identity, self.quantize)
+        return own_calibration(self.target.table(table_path(self.identity), self.identity, self.quantize), self.found)
 
     def price(self, op: Op) -> float:
         """Latency of an op in ms by the table; what it lacks is measured now."""
@@ -71,6 +73,14 @@ class Further:
         table = self.__dict__.get("table")
         if table is not None:
             table.close()
+
+
+def own_calibration(table: LatencyTable | ModelTable, found: Mapping[str, Any]) -> LatencyTable | ModelTable:
+    """The table with the calibration that the run has put down. That of another space, which a run in between left in the file, would
+    predict this one's networks wrong."""
+    if found.get("quality") and isinstance(table, LatencyTable):
+        table.calibration = Calibration.from_json(found["quality"])
+    return table
 
 
 class Prices:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sartor.errors import UserError, unusable
+from sartor.errors import Unusable, UserError, unusable
 
 
 class State:
@@ -67,7 +67,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically: a reader sees the old file or the new one.
 
     Raises:
-        UserError: on a full disk or a folder that cannot be written.
+        Unusable: on a full disk or a folder that cannot be written.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -78,4 +78,4 @@ def write_json(path: Path, content: Any) -> None:
         with suppress(OSError):
             temporary.unlink()
         run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        raise UserError(unusable(OSError(error.errno, error.strerror, str(path)), run)) from None
+        raise Unusable(unusable(OSError(error.errno, error.strerror, str(path)), run)) from None

@@ -9,14 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sartor.errors import UserError
-
-
-def whole(text: str) -> int:
-    """An option's whole number, refused in a sentence that names what came."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a whole number, but got {text!r}") from None
+from sartor.options import whole
 
 
 def profile(
