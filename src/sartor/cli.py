@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,23 @@ from sartor.deploy.check_device import check
 from sartor.deploy.devices import Folder, devices, use_folder
 from sartor.deploy.train_cells import train
 from sartor.errors import PLACE, Unusable, UserError, unusable
-from sartor.options import number, numbers, whole
+from sartor.options import (
+    Data,
+    InputSize,
+    Json,
+    LimitTrain,
+    Minutes,
+    Out,
+    Precision,
+    Run,
+    Seed,
+    Threads,
+    Validation,
+    numbers,
+    print_json,
+    whole,
+)
+from sartor.report.listings import describe_data, spaces
 from sartor.report.profile_command import profile
 
 app = typer.Typer(
@@ -29,23 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
-Seed = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Seed of everything drawn at random (default: 0).")]
-Threads = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Threads the model runs with (default: 1).")]
-Run = Annotated[Path, typer.Argument(help="A run folder, as `sartor search` makes.", show_default=False)]
-Data = Annotated[
-    str, typer.Argument(help="digits, fashion-mnist, cifar10, an image folder, a .npz file or module:function.", show_default=False)
-]
-Minutes = Annotated[float | None, typer.Option(parser=number, metavar="X", help="Time for the whole run (default: 40).")]
-Out = Annotated[str | None, typer.Option(help="Run folder (default: runs/DATA-TIME).")]
-Precision = Annotated[str | None, typer.Option(help="int8 or fp32 (default: int8).")]
-LimitTrain = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most training images to use.")]
-InputSize = Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Resize images to this height and width.")]
-Validation = Annotated[
-    float | None, typer.Option(parser=number, metavar="X", help="Fraction of the training images held out (default: 0.1).")
-]
 
 
 class Ended(Exception):
@@ -174,7 +172,7 @@ def export(
 
     files = export_model(run, model, destination)
     if as_json:
-        _print_json({"model": model, "destination": str(destination), "files": files})
+        print_json({"model": model, "destination": str(destination), "files": files})
     else:
         print(f"{model}: {', '.join(files)} in {destination}")
 
@@ -197,71 +195,8 @@ def agent(context: typer.Context) -> None:
         raise typer.Exit(int(done.code or 0)) from None
 
 
-@app.command("data")
-def data_command(
-    name: Annotated[str | None, typer.Argument(help="Load this data too and show its sizes.", show_default=False)] = None,
-    validation: Validation = None,
-    limit_train: LimitTrain = None,
-    input_size: InputSize = None,
-    seed: Seed = None,
-    as_json: Json = False,
-) -> None:
-    """List the data sets known by name, or describe one of any kind."""
-    from sartor.data import catalogue, load
-    from sartor.report import terminal
-
-    if name is None:
-        entries = [vars(entry) for entry in catalogue()]
-        found: dict[str, Any] = {"data": entries}
-        rows = [[str(e["name"]), str(e["description"]), e["where"] if e["found"] else f"not here: {e['how']}"] for e in entries]
-        shown = terminal.table("Data by name", ("name", "description", "where"), rows, left=3)
-    else:
-        dataset = load(name, seed=seed or 0, validation=0.1 if validation is None else validation, limit=limit_train, size=input_size)
-        found = dataset.summary()
-        shown = terminal.table(dataset.name, ("", ""), [[key, str(value)] for key, value in found.items() if key != "name"], left=2)
-    if as_json:
-        _print_json(found)
-    else:
-        terminal.console().print(shown)
-
-
-@app.command()
-def spaces(
-    size: Annotated[int, typer.Option(parser=whole, metavar="N", help="Height and width of the images in pixels.", show_default=True)] = 32,
-    channels: Annotated[int, typer.Option(parser=whole, metavar="N", help="Channels of the images.", show_default=True)] = 3,
-    classes: Annotated[int, typer.Option(parser=whole, metavar="N", help="Number of classes.", show_default=True)] = 10,
-    as_json: Json = False,
-) -> None:
-    """List the search spaces, with the exact number of architectures in each for images of a size."""
-    from sartor.report import terminal
-    from sartor.request import SPACES
-
-    for name, value, least in (("size", size, 4), ("channels", channels, 1), ("classes", classes, 2)):
-        if value < least:
-            raise UserError(f"{name}: expected a whole number of at least {least}, but got {value}.")
-    import torch
-
-    from sartor.spaces import build
-
-    found = []
-    for name, description in SPACES.items():
-        entry: dict[str, Any] = {"name": name, "description": description}
-        try:
-            # The meta device: sizes need no weights.
-            with torch.device("meta"):
-                space = build(name, (channels, size, size), classes).space
-            entry.update(architectures=str(space.size), choices=len(space.choices), fingerprint=space.fingerprint)
-        except UserError as error:
-            entry["refused"] = str(error)
-        found.append(entry)
-    if as_json:
-        _print_json({"input_shape": [channels, size, size], "classes": classes, "spaces": found})
-        return
-    rows = [[e["name"], e["description"], f"{int(e['architectures']):,}" if "architectures" in e else e["refused"]] for e in found]
-    title = f"Search spaces for images {size}x{size} with {channels} channel(s)"
-    terminal.console().print(terminal.table(title, ("name", "description", "architectures"), rows, left=2))
-
-
+app.command("data")(describe_data)
+app.command()(spaces)
 app.command()(bench)
 app.command()(train)
 
@@ -325,15 +260,11 @@ def _failed(error: Exception, folder: Path | None) -> str:
 
 def _show_result(result: dict[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
-        _print_json(result)
+        print_json(result)
         return
     from sartor.report import terminal
 
     terminal.print_result(result, folder, terminal.console())
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, allow_nan=False))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

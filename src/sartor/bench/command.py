@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from sartor.errors import UserError
-from sartor.options import whole
+from sartor.options import Json, print_json, whole
 
 
 def bench(
@@ -36,14 +36,14 @@ def bench(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results; what is there is not run again.")] = Path("runs/bench"),
     show: Annotated[bool, typer.Option("--list", help="List strategies, tasks, devices, and where the tables come from.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare search strategies on tabular benchmarks: validation accuracy while searching, test accuracy in the report."""
     from sartor.bench import show as view
 
     if show:
         found = view.listing()
-        _print_json(found) if as_json else view.print_listing(found)
+        print_json(found) if as_json else view.print_listing(found)
         return
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs: expected a whole number of at least 1, but got {jobs}.")
@@ -57,7 +57,7 @@ def bench(
         as_json,
     )
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         view.print_summary(summary)
         print(f"Figures and summary.json are in {out}")
@@ -106,7 +106,3 @@ def _compare(
     write_atomically(out / "summary.json", (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
     write_figures(out, comparison)
     return summary
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, allow_nan=False))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sartor.deploy.devices import Folder, Json, Name, Precision, can_measure, print_json, use_folder
+from sartor.deploy.devices import Folder, Name, Precision, can_measure, use_folder
 from sartor.errors import UserError
-from sartor.options import whole
+from sartor.options import Json, print_json, whole
 
 if TYPE_CHECKING:
     from sartor.hardware.compatibility import Option

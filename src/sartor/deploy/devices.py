@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from sartor.errors import UserError
-from sartor.options import whole
+from sartor.options import Json, print_json, whole
 
 devices = typer.Typer(help="List the devices, with what identifies each; show, check, add and probe them.", invoke_without_command=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")]
 Folder = Annotated[
     Path | None,
     typer.Option("--devices-dir", help="Folder of your own device files (default: ~/.config/sartor/devices).", show_default=False),
@@ -226,7 +224,3 @@ def _print_list(precision: str, threads: int, as_json: bool) -> None:
     )
     for sentence in bad:
         terminal.say(console, f"Not listed: {sentence}")
-
-
-def print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, allow_nan=False))

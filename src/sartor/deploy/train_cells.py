@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sartor.errors import UserError
-from sartor.options import whole
+from sartor.options import Json, print_json, whole
 
 if TYPE_CHECKING:
     from sartor.data import Dataset
@@ -32,7 +32,7 @@ def train(
     limit_train: Annotated[int | None, typer.Option(parser=whole, metavar="N", help="Most training images to use.")] = None,
     seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="Seed of everything drawn at random.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder; the same command goes on from what is there.")] = Path("runs/train"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Train the network of a DARTS genotype from scratch by the paper's recipe; export it and read the test images once."""
     from sartor.report.terminal import Progress
@@ -46,7 +46,7 @@ def train(
             out=out, progress=progress,
         )  # fmt: skip
     if as_json:
-        print(json.dumps(found, indent=2, allow_nan=False))
+        print_json(found)
     else:
         print(f"{found['genotype']}: test accuracy {found['test']['accuracy']:.2%}, {found['params']:,} parameters; files are in {out}")
 

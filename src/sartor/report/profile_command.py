@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sartor.errors import UserError
-from sartor.options import whole
+from sartor.options import Json, print_json, whole
 
 
 def profile(
@@ -28,7 +27,7 @@ def profile(
     ] = None,
     seed: Annotated[int, typer.Option(parser=whole, metavar="N", help="Seed of everything drawn at random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for profile.html and its pictures.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for machines.")] = False,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Profile a network on a device: latency, layers, roofline, memory, what the device does not like, and how far to trust it."""
     from sartor.hardware.runtimes import RUNTIMES, Setup
@@ -50,7 +49,7 @@ def profile(
     written = [str(path) for path in write_profile(out, found)] if out is not None else []
     record = {**found.record, "files": written}
     if as_json:
-        print(json.dumps(record, indent=2, allow_nan=False))
+        print_json(record)
     else:
         _show(record)
 
