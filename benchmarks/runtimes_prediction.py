@@ -28,6 +28,7 @@ from sartor.export.onnx import to_onnx
 from sartor.export.quantize import quantize
 from sartor.hardware import OpGraph
 from sartor.hardware.calibrate import quality
+from sartor.hardware.graph import trace
 from sartor.hardware.measure import Setup, measure_many
 from sartor.hardware.peaks import probe_roofline
 from sartor.hardware.roofline import MOST_NETWORKS, Roofline
@@ -37,7 +38,7 @@ from sartor.predictors.latency.model import fit
 from sartor.report.hardware_plots import scatter_png
 from sartor.spaces import build
 
-POOL = 2000  # architectures among which the deciles are formed
+POOL = 1000  # architectures among which the deciles are formed
 GROUP = 10  # files whose measurements are interleaved
 
 
@@ -91,7 +92,7 @@ def stratified(net: Any, model: Roofline, count: int, seed: int) -> list[Arch]:
     """`count` architectures in random order, equally many from every decile of modelled latency."""
     rng = np.random.default_rng(seed)
     pool = [net.space.sample(rng) for _ in range(POOL)]
-    order = np.argsort([model.predict(net.graph(arch)) for arch in pool])
+    order = np.argsort([model.predict(graph_of(net, arch)) for arch in pool])
     share = -(-count // 10)
     picked = [index for decile in np.array_split(order, 10) for index in rng.choice(decile, share, replace=False)]
     return [pool[index] for index in rng.permutation(picked)[:count]]
@@ -174,8 +175,12 @@ def summary(
     return figures
 
 
+def graph_of(net: Any, arch: Arch) -> OpGraph:
+    return trace(net.extract(arch).eval(), net.input_shape)
+
+
 def graphs_of(net: Any, rows: list[dict[str, Any]]) -> list[OpGraph]:
-    return [net.graph(Arch.from_json(row["arch"])) for row in rows]
+    return [graph_of(net, Arch.from_json(row["arch"])) for row in rows]
 
 
 if __name__ == "__main__":

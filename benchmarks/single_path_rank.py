@@ -4,7 +4,8 @@
 
 A reduced supernet (8 channels, one cell a stage) on CIFAR-10 pictures of 16x16 is trained by each recipe; then the same cells are evaluated
 with calibrated batch normalisation. Parameter count alone is the bar: its rho on the same cells stands beside, and the difference with its
-bootstrap interval, over all cells and among those above 90 %. Each recipe and seed is a file; the command goes on where it stopped.
+bootstrap interval, over all cells and among those above 90 %. Each recipe and seed is a file in benchmarks/results, from which a call
+elsewhere goes on; checkpoints of unfinished ones lie in --out. Two run at a time, each in a process of its own with one thread.
 
 The recipes: `uniform`, one uniform path a step (SPOS); `stratified`, one path, equally many of every band of parameters; `sandwich`,
 largest, smallest (all skip connections) and two random nets with in-place distillation (BigNAS); `fair`, five paths that run
@@ -17,12 +18,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+RESULTS = Path(__file__).resolve().parent / "results" / "single-path-rank"
 RECIPES = ("uniform", "stratified", "sandwich", "fair", "best")
 
 
@@ -36,11 +41,13 @@ def cells(count: int, seed: int = 0) -> list[int]:
 
 def trained(recipe: str, net: Any, data: Any, *, seconds: float, seed: int, checkpoint: Path) -> int:
     """Train the supernet; returns the number of steps."""
+    from sartor.data import default_policy
     from sartor.recipes.sampler import stratified_sampler
     from sartor.recipes.sandwich import train_sandwich
     from sartor.recipes.single_path import WEIGHTS, fair_paths, single, train_single_path
 
-    common: dict[str, Any] = {"seconds": seconds, "batch": 64, "seed": seed, "checkpoint": checkpoint}
+    common: dict[str, Any] = {"seconds": seconds, "seed": seed, "checkpoint": checkpoint}
+    common["augment"] = replace(default_policy(data), cutout=0)  # crop and flip, as the papers do
     if recipe == "sandwich":
         # Operations have names, no sizes: left to itself the rule would draw its extremes at random.
         smallest = net.space.from_labels(dict.fromkeys(net.space.choices, "skip_connect"))
@@ -56,7 +63,7 @@ def trained(recipe: str, net: Any, data: Any, *, seconds: float, seed: int, chec
     return train_single_path(net, data, paths=paths, weights=weights, **common).steps
 
 
-def one(recipe: str, seed: int, options: argparse.Namespace, path: Path) -> dict[str, Any]:
+def one(recipe: str, seed: int, options: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     """Train one supernet and evaluate all cells."""
     import torch
 
@@ -65,10 +72,11 @@ def one(recipe: str, seed: int, options: argparse.Namespace, path: Path) -> dict
     from sartor.evaluators.supernet import SupernetEvaluator
     from sartor.spaces.nasbench201 import NasBench201
 
+    torch.set_num_threads(1)
     torch.manual_seed(seed)
     data = load(options.data, seed=0, limit=options.images, size=options.size)
     net = NasBench201(data.input_shape, len(data.classes), channels=options.channels, cells=1)
-    steps = trained(recipe, net, data, seconds=options.seconds, seed=seed, checkpoint=path.with_suffix(".safetensors"))
+    steps = trained(recipe, net, data, seconds=options.seconds, seed=seed, checkpoint=checkpoint)
     evaluate = SupernetEvaluator(net, data, images=None)
     picked = cells(options.cells)
     shared = [evaluate(nasbench201.arch_of(index))["accuracy"] for index in picked]
@@ -112,7 +120,8 @@ def difference(shared: np.ndarray, params: np.ndarray, truth: np.ndarray, resamp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/single-path-rank")
+    parser.add_argument("--out", type=Path, default=Path("runs/single-path-rank"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs (default: in benchmarks/results)")
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=600.0, help="of each training")
@@ -121,18 +130,33 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--channels", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each in a process of its own with one thread")
+    parser.add_argument("--report", action="store_true", help="only print what is there")
+    parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = Path(options.out)
+    setting = f"{Path(options.data).stem}-{options.seconds:g}s-{options.images}-{options.size}-{options.channels}-{options.cells}"
+    folder = options.results / setting
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in range(options.seeds):
-        for recipe in options.recipes:
-            path = folder / f"{recipe}-{options.seconds:g}s-{options.images}-{options.channels}-{options.cells}-{seed}.json"
-            if not path.is_file():
-                row = one(recipe, seed, options, path)
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text(json.dumps(row) + "\n", encoding="utf-8")
-                os.replace(temporary, path)
-            print(judge(json.loads(path.read_text(encoding="utf-8"))), flush=True)
+    (options.out / setting).mkdir(parents=True, exist_ok=True)
+    if options.one:
+        name = f"{options.one[0]}-{options.one[1]}"
+        row = one(options.one[0], int(options.one[1]), options, options.out / setting / f"{name}.safetensors")
+        temporary = folder / f"{name}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / f"{name}.json")
+        return
+
+    def finished(run: tuple[int, str]) -> bool:
+        seed, recipe = run
+        if not options.report and not (folder / f"{recipe}-{seed}.json").is_file():
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", recipe, str(seed)])
+        return (folder / f"{recipe}-{seed}.json").is_file()
+
+    runs = [(seed, recipe) for seed in range(options.seeds) for recipe in options.recipes]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for (seed, recipe), done in zip(runs, pool.map(finished, runs), strict=True):
+            text = judge(json.loads((folder / f"{recipe}-{seed}.json").read_text(encoding="utf-8"))) if done else "not there"
+            print(text if done else f"{recipe} seed {seed}: {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,14 @@ QUICK: dict[str, Any] = {"steps": 4, "batch": 16, "seed": 1}
 LIMITED = ("darts", "gdas", "drnas", "fbnet", "proxylessnas", "fair-darts")
 
 
+@pytest.mark.parametrize("name", ["darts", "pc-darts", "drnas"])
+def test_mixed_operations_learn_no_norms_while_they_are_searched(name: str) -> None:
+    """Learned scales would undo the weights of the mixture (DARTS, appendix A.1.1), on part of the channels as on all."""
+    result = METHODS[name](cell_net(), blobs(), **QUICK)
+    learned = [n for n, p in result.net.named_parameters() if ".edges." in n and p.ndim == 1 and p.requires_grad]
+    assert not learned and any(".edges." in n and p.ndim == 1 for n, p in result.net.named_parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["proxylessnas", "fbnet"])
 def test_gradient_methods_find_an_architecture_and_leave_the_network_alone(name: str) -> None:

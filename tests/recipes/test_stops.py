@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sartor.arch import Arch, Space
@@ -9,6 +11,7 @@ from sartor.recipes.trajectory import Snapshot
 
 OPS = ("none", "skip_connect", "conv")
 SPACE = Space({"normal.a": OPS, "normal.b": OPS, "reduce.a": OPS})
+LEARNED = Space(dict.fromkeys(SPACE.choices, ("conv_1", "conv_2", "conv_3")))
 SKIP, CONV = OPS.index("skip_connect"), OPS.index("conv")
 
 
@@ -30,7 +33,10 @@ def test_two_skips_in_a_normal_cell_end_the_search_at_the_epoch_before() -> None
 def test_skips_of_the_initial_parameters_do_not_count() -> None:
     stop = too_many_skips(SPACE, 2)
     assert stop([epoch(1, a=SKIP, b=SKIP, searching=False)]) is None
-    assert stop([epoch(1, a=SKIP, b=SKIP)]) is not None
+    assert stop([epoch(1, a=SKIP, b=SKIP)]) is None  # as it began: nothing has collapsed yet
+    assert stop([epoch(1, searching=False), epoch(2, a=SKIP, b=SKIP)]) is None
+    verdict = stop([epoch(1, a=SKIP, b=SKIP), epoch(2), epoch(3, a=SKIP, b=SKIP)])
+    assert verdict is not None and verdict.epoch == 2
 
 
 def test_a_space_without_skips_is_refused() -> None:
@@ -39,24 +45,27 @@ def test_a_space_without_skips_is_refused() -> None:
 
 
 def test_a_ranking_that_stays_ends_the_search() -> None:
-    stop = stable_ranking(3)
+    stop = stable_ranking(LEARNED, 3)
     same = [epoch(n) for n in range(1, 5)]
     assert stop(same[:3]) is None
     verdict = stop(same)
     assert verdict is not None and verdict.epoch == 4
     assert stop([epoch(1), epoch(2, a=SKIP), epoch(3), epoch(4)]) is None
+    assert stable_ranking(SPACE, 3)([epoch(1), epoch(2, a=SKIP), epoch(3), epoch(4)]) is not None  # among operations with weights it stayed
     assert stop([*(epoch(n, searching=False) for n in (1, 2)), epoch(3), epoch(4)]) is None
 
 
 def test_a_rising_eigenvalue_returns_to_before_it_rose() -> None:
     """Zela et al. 2020: stop where mean(i - k) / mean(i) < 0.75; means over k = 5 epochs."""
     stop = rising_eigenvalue(0.75, 5)
-    flat = [epoch(n, eigenvalue=0.3) for n in range(1, 8)]
-    assert all(stop(flat[:n]) is None for n in range(1, 8))
-    risen = [*flat, *(epoch(7 + n, eigenvalue=0.3 + 0.2 * n) for n in range(1, 4))]
-    # means over epochs 6-10 and 1-5: (0.3 + 0.3 + 0.5 + 0.7 + 0.9) / 5 = 0.54, 0.3; 0.3 / 0.54 = 0.556
+    flat = [epoch(n, eigenvalue=0.3) for n in range(1, 10)]
+    assert all(stop(flat[:n]) is None for n in range(1, 10))
+    risen = [*flat, *(epoch(9 + n, eigenvalue=0.3 + 0.2 * n) for n in range(1, 4))]
+    # means over epochs 8-12 and 3-7: (0.3 + 0.3 + 0.5 + 0.7 + 0.9) / 5 = 0.54, 0.3; 0.3 / 0.54 = 0.556
     verdict = stop(risen)
-    assert verdict is not None and verdict.epoch == 5
+    assert verdict is not None and verdict.epoch == 7
+    assert stop(risen[2:]) is not None and rising_eigenvalue(0.75, 5, first=11)(risen) is None  # the last mean is that around epoch 10
+    assert stop([replace(e, eigenvalue=-0.3) if e.epoch < 9 else e for e in risen]) is None
     assert rising_eigenvalue(0.55, 5)(risen) is None
-    assert any_of(stable_ranking(50), stop)(risen) == verdict
-    assert any_of(stable_ranking(50))(risen) is None
+    assert any_of(stable_ranking(LEARNED, 50), stop)(risen) == verdict
+    assert any_of(stable_ranking(LEARNED, 50))(risen) is None

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
 
 
 def darts_plus(net: Any, data: SearchData, *, most_skips: int = 2, stable_epochs: int = 10, **settings: Any) -> SearchResult:
-    """DARTS that ends when a normal cell has two skip connections, or when the ranking of all operations has settled (section 3.3).
+    """DARTS that ends when a normal cell has two skip connections, or when the ranking of the operations with weights has settled.
+
+    Section 3.3, criteria 1 and 1*.
 
     Args:
         net: a searchable network; it is copied.
@@ -20,7 +22,7 @@ def darts_plus(net: Any, data: SearchData, *, most_skips: int = 2, stable_epochs
     from sartor.methods import parts
     from sartor.methods.darts import darts
 
-    stops = [parts.stable_ranking(stable_epochs)]
+    stops = [parts.stable_ranking(net.space, stable_epochs)]
     if any("skip_connect" in options for options in net.space.choices.values()):
         stops.append(parts.too_many_skips(net.space, most_skips, among=parts.normal_cell))
     return darts(net, data, **{**settings, "stops": [*settings.get("stops", ()), *stops]})

@@ -22,7 +22,7 @@ def pc_darts(net: Any, data: SearchData, *, k: int = 4, **settings: Any) -> Sear
     from sartor.methods import parts
 
     policy = parts.make_policy(parts.Softmax, net, edges=parts.incoming_edges(net), seed=settings.get("seed", 0))
-    partial, notes = parts.partial_if_possible(parts.fixed_norms(net), k)
+    partial, notes = parts.partial_if_possible(net, k)
     paper = parts.with_defaults(
         settings,
         epochs=50,
@@ -31,4 +31,4 @@ def pc_darts(net: Any, data: SearchData, *, k: int = 4, **settings: Any) -> Sear
         weights=parts.replace(parts.WEIGHTS, lr=0.1, floor=0.0),
         architecture=parts.Adam(lr=6e-4),
     )
-    return parts.search(net, partial, policy, data, *notes, **paper)
+    return parts.search(net, parts.fixed_norms(partial), policy, data, *notes, **paper)

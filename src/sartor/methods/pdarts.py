@@ -22,7 +22,7 @@ def p_darts(
     """DARTS in stages: each begins anew, on a deeper network, with fewer candidates on every edge and more dropout on skip connections.
 
     Sections 3.2 and 3.3 and 4.2: 5, 11 and 17 cells with 8, 5 and 3 candidates; 25 epochs a stage, the first 10 of weights alone; batches
-    of 96; Adam at 6e-4; at most two skip connections in the derived normal cell.
+    of 96; SGD from 0.025 to 0, Adam at 6e-4; at most two skip connections in the derived normal cell.
 
     Args:
         net: a searchable network; every stage begins with a copy of it, unless `deepen` is given.
@@ -33,7 +33,14 @@ def p_darts(
     """
     from sartor.methods import parts
 
-    paper = parts.with_defaults(settings, epochs=25 * len(candidates), batch=96, weights_only=0.4, architecture=parts.Adam(lr=6e-4))
+    paper = parts.with_defaults(
+        settings,
+        epochs=25 * len(candidates),
+        batch=96,
+        weights_only=0.4,
+        weights=parts.replace(parts.WEIGHTS, floor=0.0),
+        architecture=parts.Adam(lr=6e-4),
+    )
     space, results = parts.relaxed_space(net)[0], []
     for stage, rate in enumerate(dropout):
         begun = parts.fixed_norms(net if deepen is None else deepen(stage))

@@ -64,6 +64,6 @@ def proxylessnas_reinforce(
         batch=256,
         weights_only=0.25,
         weights=parts.replace(parts.WEIGHTS, weight_decay=4e-5, nesterov=True, floor=0.0),
-        learning=PolicyGradient(lr=1e-3, steps=1, draws=10, entropy=0.0, every=5, candidates=0),
+        learning=PolicyGradient(lr=1e-3, betas=(0.0, 0.999), steps=1, draws=10, entropy=0.0, every=5, candidates=0),
     )
     return search_reinforce(parts.copied(net), policy, data, accept=accept, reward=reward, **paper)

@@ -38,7 +38,7 @@ class PolicyGradient:
     """How the policy learns.
 
     Args:
-        lr: of Adam; 0.00035 in ENAS (section 3.1).
+        lr, betas: of Adam; 0.00035 in ENAS (section 3.1).
         steps: updates of the policy in each of its turns.
         draws: architectures an update, whose gradients are averaged; each is rewarded on a batch of its own.
         entropy: weight of the policy's entropy in nats; 1e-4 in ENAS.
@@ -55,6 +55,7 @@ class PolicyGradient:
     decay: float = 0.99
     every: int | None = None
     candidates: int = 10
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
         fine = self.lr > 0 and self.steps >= 1 and self.draws >= 1 and self.entropy >= 0 and 0 <= self.decay < 1 and self.candidates >= 0
@@ -201,7 +202,7 @@ class _Turns:
 
     def __post_init__(self) -> None:
         self.named = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
-        self.optimiser = torch.optim.Adam(list(self.named.values()), lr=self.learning.lr)
+        self.optimiser = torch.optim.Adam(list(self.named.values()), lr=self.learning.lr, betas=self.learning.betas)
         self.sums = [0.0] * 6  # of the epoch: loss, correct and images of the weights' steps; of the rewarded architectures
 
     # -- the weights' step ------------------------------------------------------------------------------------------------

@@ -93,12 +93,13 @@ def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
 
 
 def dominant_eigenvalue(loss: Loss, alphas: Sequence[Tensor], *, iterations: int = 20, tolerance: float = 1e-2, seed: int = 0) -> float:
-    """The eigenvalue of largest magnitude of the Hessian of `loss` in `alphas`, by power iteration on exact Hessian-vector products.
+    """The largest eigenvalue of the Hessian of `loss` in `alphas`, by power iteration on exact Hessian-vector products.
 
-    Zela et al. 2020 ("Understanding and robustifying differentiable architecture search", section 3) watch it for the validation loss.
+    Zela et al. 2020 ("Understanding and robustifying differentiable architecture search", section 3) watch it for the validation loss;
+    their code takes the largest of all, not the one of largest magnitude: where that is negative, it is shifted out of the way.
 
     Args:
-        iterations: at most so many products; it ends when the estimate changes by less than `tolerance`, relatively.
+        iterations: at most so many products a pass; one ends when the estimate changes by less than `tolerance`, relatively.
     """
     inputs = list(alphas)
     gradients = torch.autograd.grad(loss(), inputs, create_graph=True, allow_unused=True)
@@ -106,16 +107,33 @@ def dominant_eigenvalue(loss: Loss, alphas: Sequence[Tensor], *, iterations: int
     if not kept:
         return 0.0
     xs, gs = [x for x, _ in kept], [g for _, g in kept]
+
+    def product(vector: list[Tensor]) -> list[Tensor]:
+        found = torch.autograd.grad(gs, xs, grad_outputs=vector, retain_graph=True, allow_unused=True)
+        return [torch.zeros_like(x) if p is None else p.detach() for x, p in zip(xs, found, strict=True)]
+
+    def extreme(shift: float) -> float:
+        """The eigenvalue of ``H + shift`` of largest magnitude."""
+        return _power_iteration(
+            lambda v: [p + shift * part for p, part in zip(product(v), v, strict=True)], xs, iterations, tolerance, seed
+        )
+
+    value = extreme(0.0)
+    return value if value >= 0 else extreme(-value) + value
+
+
+def _power_iteration(
+    product: Callable[[list[Tensor]], list[Tensor]], like: Sequence[Tensor], iterations: int, tolerance: float, seed: int
+) -> float:
     generator = torch.Generator().manual_seed(seed)
-    vector = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in xs]
+    vector = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in like]
     value = 0.0
     for _ in range(iterations):
         norm = torch.sqrt(torch.stack([v.square().sum() for v in vector]).sum())
         if not bool(norm > 0):
             return 0.0
         vector = [v / norm for v in vector]
-        product = torch.autograd.grad(gs, xs, grad_outputs=vector, retain_graph=True, allow_unused=True)
-        image = [torch.zeros_like(x) if p is None else p.detach() for x, p in zip(xs, product, strict=True)]
+        image = product(vector)
         last, value = value, float(sum((v * i).sum() for v, i in zip(vector, image, strict=True)))
         if abs(value - last) <= tolerance * abs(value):
             break

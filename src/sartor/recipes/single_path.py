@@ -91,7 +91,7 @@ def train_single_path(
         net: a searchable network with `space`.
         paths: the architectures of one step; one uniform draw by default, see :func:`single` (with
             :func:`sartor.recipes.sampler.stratified_sampler` for equally many of every cost) and :func:`fair_paths`. Their gradients are
-            averaged, one backward each.
+            added, one backward each (FairNAS, algorithm 1): a weight moves as far in a step as it would on a path of its own.
         drop_path: final rate of stochastic depth; it rises linearly with the spent budget.
         initial: weights to start from; ignored when a checkpoint is resumed.
         checkpoint: file to save to every `checkpoint_seconds`, and to resume from if it exists; bit for bit on one thread.
@@ -114,10 +114,10 @@ def train_single_path(
         total, rate = 0.0, drop_path * moment.fraction
         for arch in archs:
             logits = net(x, arch, rate) if rate else net(x, arch)
-            loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing) / len(archs)
+            loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing)
             loss.backward()
             total += loss.item()
-        return total
+        return total / len(archs)
 
     per_epoch = steps_per_epoch(data.train, batch)
     loop = Loop(

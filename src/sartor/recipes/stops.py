@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from sartor.arch import Space
 from sartor.errors import UserError
 from sartor.recipes.trajectory import Snapshot, Stop, Verdict
+
+#: Labels of operations without weights to learn.
+NOT_LEARNED = frozenset({"none", "skip_connect", "avg_pool_3x3", "max_pool_3x3"})
 
 
 def skips_of(space: Space, arch: dict[str, int], *, skip: str = "skip_connect", among: Callable[[str], bool] | None = None) -> list[str]:
@@ -21,7 +24,8 @@ def too_many_skips(space: Space, most: int = 2, *, skip: str = "skip_connect", a
     """End when the derived cell has `most` skip connections or more, and take the epoch before.
 
     Liang et al. 2019, "DARTS+: Improved differentiable architecture search with early stopping", section 3.3, criterion 1: two or more
-    skip connections in one normal cell; `among` picks that cell's choices where a space has several cells.
+    skip connections in one normal cell; `among` picks that cell's choices where a space has several cells. A search whose untrained
+    parameters give that many has not collapsed: it ends when they come back after an epoch with fewer.
 
     Raises:
         UserError: if no choice has an option labelled `skip`.
@@ -32,19 +36,26 @@ def too_many_skips(space: Space, most: int = 2, *, skip: str = "skip_connect", a
     def stop(epochs: Sequence[Snapshot]) -> Verdict | None:
         found = skips_of(space, dict(epochs[-1].arch), skip=skip, among=among)
         # Epochs of weights alone derive from the initial parameters, which mean nothing.
-        if len(found) < most or epochs[-1].validation_loss is None:
+        moved = [e for e in epochs if e.validation_loss is not None]
+        fewer = [e.epoch for e in moved if len(skips_of(space, dict(e.arch), skip=skip, among=among)) < most]
+        if len(found) < most or epochs[-1].validation_loss is None or not fewer:
             return None
-        before = next((e.epoch for e in reversed(epochs) if len(skips_of(space, dict(e.arch), skip=skip, among=among)) < most), 1)
+        before = fewer[-1]
         return Verdict(f"{len(found)} skip connections in the derived cell ({', '.join(found)}), which may have at most {most - 1}", before)
 
     return stop
 
 
-def stable_ranking(epochs: int = 10) -> Stop:
-    """End when the ranking of the options of every choice has not changed for `epochs` epochs (Liang et al. 2019, DARTS+, criterion 1*)."""
+def stable_ranking(space: Space, epochs: int = 10, *, without: Collection[str] = NOT_LEARNED) -> Stop:
+    """End when the ranking of the operations of every choice that have weights (all but those labelled `without`) has not changed for
+    `epochs` epochs (Liang et al. 2019, DARTS+, section 3.3, criterion 1*)."""
 
     def ranking(snapshot: Snapshot) -> list[tuple[int, ...]]:
-        return [tuple(sorted(row, key=row.__getitem__, reverse=True)) for row in snapshot.strengths.values()]
+        learned = [
+            {index: weight for index, weight in row.items() if space.choices[name][index] not in without}
+            for name, row in snapshot.strengths.items()
+        ]
+        return [tuple(sorted(row, key=row.__getitem__, reverse=True)) for row in learned]
 
     def stop(trajectory: Sequence[Snapshot]) -> Verdict | None:
         moving = [e for e in trajectory if e.validation_loss is not None]
@@ -53,17 +64,18 @@ def stable_ranking(epochs: int = 10) -> Stop:
         last = ranking(moving[-1])
         if any(ranking(e) != last for e in moving[-epochs - 1 : -1]):
             return None
-        return Verdict(f"the ranking of all options has stayed the same for {epochs} epochs", moving[-1].epoch)
+        return Verdict(f"the ranking of all operations with weights has stayed the same for {epochs} epochs", moving[-1].epoch)
 
     return stop
 
 
-def rising_eigenvalue(ratio: float = 0.75, window: int = 5) -> Stop:
+def rising_eigenvalue(ratio: float = 0.75, window: int = 5, first: int = 10) -> Stop:
     """End when the dominant eigenvalue of the validation loss's Hessian in the architecture parameters grows fast; take the epoch `window`
     before, when the minimum was still flat.
 
     Zela et al. 2020, "Understanding and robustifying differentiable architecture search", section 4.1: stop at epoch i if
-    ``mean(i - k) / mean(i) < ratio``, where mean(i) is the eigenvalue averaged over the `window` epochs up to i, and k = `window`.
+    ``mean(i - k) / mean(i) < ratio``, where mean(i) is the eigenvalue averaged over the `window` epochs around i, and k = `window`. As in
+    the authors' code, not for an i before epoch `first`.
     """
 
     def stop(trajectory: Sequence[Snapshot]) -> Verdict | None:
@@ -72,7 +84,8 @@ def rising_eigenvalue(ratio: float = 0.75, window: int = 5) -> Stop:
             return None
         values = [float(e.eigenvalue) for e in measured if e.eigenvalue is not None]
         now, before = sum(values[-window:]) / window, sum(values[-2 * window : -window]) / window
-        if now <= 0 or before / now >= ratio:
+        # A curvature that was negative has no ratio.
+        if measured[-1 - window // 2].epoch < first or now <= 0 or before <= 0 or before / now >= ratio:
             return None
         return Verdict(
             f"the dominant eigenvalue of the architecture's Hessian rose from {before:.3g} to {now:.3g} in {window} epochs",
