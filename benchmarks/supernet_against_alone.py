@@ -5,7 +5,8 @@
 A supernet is trained by each recipe; from each of `classes` bands of multiply-accumulates (equal on a logarithmic scale) the sub-net
 nearest to the middle of the band is evaluated as it is (calibrated batch normalisation only), and the same net is then trained from scratch
 on as many images as the supernet saw in total. Reported: both validation accuracies, their difference (target: within one point), and
-whether the sub-nets' accuracy rises with the bands. Each result is a file; the command goes on where it stopped.
+whether the sub-nets' accuracy rises with the bands. Each result is a file in benchmarks/results, from which a call elsewhere goes on;
+checkpoints of unfinished trainings lie in --out. A net trained alone counts with the better of its trained and calibrated statistics.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+RESULTS = Path(__file__).resolve().parent / "results" / "supernet-against-alone"
 
 
 def size_classes(net: Any, count: int, seed: int = 0) -> list[Any]:
@@ -50,7 +53,7 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
 
     data, augment, net = setting(options)
     common = {"epochs": options.epochs, "batch": options.batch, "augment": augment, "checkpoint": folder / f"{method}.safetensors"}
-    result: Any = train_sandwich(net, data, **common) if method == "bignas" else train_shrinking(net, data, **common)
+    result: Any = train_sandwich(net, data, drop_path=0.2, **common) if method == "bignas" else train_shrinking(net, data, **common)
     evaluate = SupernetEvaluator(net, data, images=None)
     rows = [{"arch": dict(arch), **evaluate(arch)} for arch in size_classes(net, options.classes)]
     return {"method": method, "steps": result.steps, "seconds": result.seconds, "nets": rows}
@@ -60,6 +63,7 @@ def alone(number: int, steps: int, options: argparse.Namespace, folder: Path) ->
     """Train the net of one size class from scratch."""
     from sartor.evaluators.supernet import SupernetEvaluator
     from sartor.recipes.doctor import reset
+    from sartor.recipes.evaluate import validation_accuracy
     from sartor.recipes.train import train
 
     data, augment, net = setting(options)
@@ -73,7 +77,9 @@ def alone(number: int, steps: int, options: argparse.Namespace, folder: Path) ->
         validate=False,
         checkpoint=folder / f"alone-{number}-{steps}.safetensors",
     )
-    return {"steps": steps, **SupernetEvaluator(net, data, images=None).evaluate_module(module)}
+    as_trained = validation_accuracy(module, data.validation)["accuracy"]
+    calibrated = SupernetEvaluator(net, data, images=None).evaluate_module(module)
+    return {"steps": steps, **calibrated, "calibrated": calibrated["accuracy"], "accuracy": max(as_trained, calibrated["accuracy"])}
 
 
 def kept(path: Path, make: Any) -> dict[str, Any]:
@@ -88,7 +94,8 @@ def kept(path: Path, make: Any) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="runs/supernet-against-alone")
+    parser.add_argument("--out", type=Path, default=Path("runs/supernet-against-alone"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished parts (default: in benchmarks/results)")
     parser.add_argument("--methods", nargs="+", default=["bignas", "ofa"], choices=("bignas", "ofa"))
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--space", default="mobile")
@@ -97,15 +104,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--classes", type=int, default=5)
     options = parser.parse_args()
-    folder = Path(options.out) / f"{options.data}-{options.space}-{options.epochs:g}-{options.images or 'all'}-{options.classes}"
-    folder.mkdir(parents=True, exist_ok=True)
+    setting = f"{Path(options.data).stem}-{options.space}-{options.epochs:g}-{options.images or 'all'}-{options.classes}"
+    folder, unfinished = options.results / setting, options.out / setting
+    for place in (folder, unfinished):
+        place.mkdir(parents=True, exist_ok=True)
     for method in options.methods:
-        trained = kept(folder / f"{method}.json", lambda method=method: supernet(method, options, folder))
+        trained = kept(folder / f"{method}.json", lambda method=method: supernet(method, options, unfinished))
         print(f"{method}: {trained['steps']} steps, {trained['seconds']:.0f} s", flush=True)
         gaps, shared = [], [net["accuracy"] for net in trained["nets"]]
         for number, net in enumerate(trained["nets"]):
             steps = trained["steps"]
-            own = kept(folder / f"alone-{number}-{steps}.json", lambda number=number, steps=steps: alone(number, steps, options, folder))
+            own = kept(
+                folder / f"alone-{number}-{steps}.json", lambda number=number, steps=steps: alone(number, steps, options, unfinished)
+            )
             gaps.append(own["accuracy"] - net["accuracy"])
             print(
                 f"  {net['macs'] / 1e6:8.2f} M  shared {net['accuracy']:.4f}  alone {own['accuracy']:.4f}  gap {gaps[-1]:+.4f}", flush=True
