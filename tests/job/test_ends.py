@@ -108,16 +108,14 @@ def test_what_the_last_measurement_refuses_is_not_left_among_the_models(ended: S
     assert json.loads((job.folder / "result.json").read_text()) == result
 
 
-def test_a_single_file_is_judged_in_the_company_of_its_float_twin(ended: SimpleNamespace) -> None:
+def test_a_single_file_is_judged_in_company(ended: SimpleNamespace) -> None:
     """Alone it would find itself in the caches, and be promised for less than it takes in use."""
     model = _record(ended.job.folder, "a", "search", 0.9, 0.5)
-    twin = ended.job.folder / "models" / "a" / "model_fp32.onnx"
     ended.latency.update(a=0.7)
     ended.test.update(a=0.9)
     assert ended.job.everywhere([ended.job.folder / model["file"]], 0.1, judged=True)[0][""].p50 == 0.7
-    twin.write_bytes(b"")
     conclude.conclude(ended.job, [model], [], [])
-    assert ended.files == [["model.onnx", "model.onnx"], ["model.onnx", "model_fp32.onnx"]]
+    assert ended.files == [["model.onnx", "model.onnx"]] * 2
 
 
 def test_a_run_that_delivers_nothing_says_infeasible(ended: SimpleNamespace) -> None:

@@ -329,12 +329,11 @@ class Job:
     def everywhere(self, files: Sequence[Path], seconds: float, *, patience: int = 1, judged: bool = False) -> list[dict[str, Measurement]]:
         """The latencies of each file on all devices of the run, by the device's name; the run's own is OWN. Told where it takes long.
 
-        `judged`: as limits are judged by, which is in turn with others. A single file has its float twin for company where there is one:
-        alone it would find itself in the caches each time, and take 2 % less than it does among others.
+        `judged`: as limits are judged by, which is in turn with others. A single file takes turns with itself, in a second session: alone
+        it would find itself in the caches each time, and take 2 to 3 % less than it does among others.
         """
         r, told = self.request, self.progress if patience > 1 else None
-        twin = files[0].with_name("model_fp32.onnx") if files else Path()
-        company = [twin if twin.is_file() else files[0]] if judged and len(files) == 1 else []
+        company = files if judged and len(files) == 1 else []
         own = self.clocks([*files, *(company if self.target.measured else [])], seconds, patience=patience, progress=told)
         found = [{OWN: clock} for clock in own[: len(files)]]
         for device in self.further:
