@@ -111,10 +111,10 @@ def _search_leaves_out(net: Any, spec: DeviceSpec, precision: str) -> tuple[list
     if spec.name == HOST:  # measured, not described: a search finds out by the clock
         return ["A search for this machine leaves nothing out: it measures what is slow."], [], None
     try:
-        (left, removed), given_up = conform(net, spec, precision)
+        (left, removed, kept), given_up = conform(net, spec, precision)
     except UserError as error:
         return [f"A search for {spec.name} in this space is refused: {error}."], [], str(error)
-    notes = summary(removed, given_up, spec)
+    notes = summary(removed, given_up, spec, kept)
     if removed:
         notes.append(f"A search for {spec.name} has {left.size:,} of {net.space.size:,} architectures left.")
     return notes, [list(one) for one in removed], None

@@ -19,6 +19,7 @@ from sartor.errors import UserError
 if TYPE_CHECKING:
     from sartor.hardware.graph import Op
 
+Level = Literal["unsupported", "unfriendly"]
 Precision = Literal["fp32", "fp16", "bf16", "int16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 ESTIMATE = "estimate"  # a source that begins so names no document: it gives the reasoning instead
@@ -97,7 +98,7 @@ class DeviceSpec(BaseModel):
     `lanes`, `peak_ops_per_s` are by precision; peaks are those of the whole device with all `cores` at its top
     frequency, and a multiply-accumulate counts as two operations. `bandwidth_bytes_per_s` is what all cores together get out of main
     memory (of the SRAM that holds the activations, on a microcontroller). `overhead_us` is the runtime's fixed cost for each op.
-    `unsupported` and `unfriendly` map a pattern to the reason (see `objection`): the first do not run there, the second run badly.
+    `unsupported` and `unfriendly` map a pattern to the reason (see `objections`): the first do not run there, the second run badly.
     """
 
     model_config = _PLAIN
@@ -158,19 +159,18 @@ class DeviceSpec(BaseModel):
         """Whether the number at a dotted path is reasoned, not documented."""
         return (self.source(path) or "").lower().startswith(ESTIMATE)
 
-    def objection(self, op: Op) -> tuple[Literal["unsupported", "unfriendly"], str] | None:
-        """Why the device does not run, or runs badly, an op; None when nothing is known against it.
+    def objections(self, op: Op) -> list[tuple[Level, str, str]]:
+        """(level, pattern, reason) of everything that is known against an op on the device, what does not run first.
 
         Patterns: an op kind (`se`, `resize`), `act:hardswish`, `conv:depthwise`, `conv:grouped` (groups > 1, not depthwise),
         `conv:dilated`, `conv:kernel>5`.
         """
-        for pattern, reason in self.unsupported.items():
-            if matches(pattern, op):
-                return "unsupported", reason
-        for pattern, reason in self.unfriendly.items():
-            if matches(pattern, op):
-                return "unfriendly", reason
-        return None
+        tables: tuple[tuple[Level, dict[str, str]], ...] = (("unsupported", self.unsupported), ("unfriendly", self.unfriendly))
+        return [(level, pattern, reason) for level, table in tables for pattern, reason in table.items() if matches(pattern, op)]
+
+    def objection(self, op: Op) -> tuple[Level, str] | None:
+        """The first of `objections`, as (level, reason); None when nothing is known against the op."""
+        return next(((level, reason) for level, _, reason in self.objections(op)), None)
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude_none=True)
@@ -210,7 +210,7 @@ def read(path: Path | str) -> DeviceSpec:
 
 
 def matches(pattern: str, op: Op) -> bool:
-    """Whether an op is one of those a pattern of `DeviceSpec.objection` names."""
+    """Whether an op is one of those a pattern of `DeviceSpec.objections` names."""
     kind, detail = _parse_pattern(pattern)
     if kind == "act":
         gate = "hardsigmoid" if op.kind == "se" and not op.act else op.act
