@@ -149,6 +149,15 @@ class DeviceSpec(BaseModel):
         """Top frequency of the clock."""
         return self.frequencies[-1].mhz * 1e6 if self.frequencies else None
 
+    @property
+    def threaded(self) -> bool:
+        """Whether a thread takes a core, as on a CPU and a microcontroller; other kinds spread every op over all their cores."""
+        return self.kind in ("cpu", "mcu")
+
+    def share(self, threads: int) -> float:
+        """Share of the cores that so many threads keep busy."""
+        return min(1.0, threads / self.cores) if self.threaded else 1.0
+
     def source(self, path: str) -> str | None:
         """Source of the number at a dotted path such as `peak_ops_per_s.int8`: its own, or that of what contains it."""
         parts = path.split(".")

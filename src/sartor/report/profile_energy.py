@@ -20,7 +20,7 @@ def energy_record(model: Roofline, times: Sequence[OpTime], spec: DeviceSpec, pr
     from sartor.hardware.energy import energy_model
 
     coefficients = energy_model(spec, precision)
-    share = min(1.0, threads / spec.cores) if spec.kind == "cpu" else 1.0  # of the cores, and so of the switching
+    share = spec.share(threads)  # of the cores, and so of the switching
     call_us, op_us = model.parameters.call_us, model.parameters.op_us
     latency_ms = (sum(one.us for one in times) + call_us) / 1e3
     found = coefficients.energy([(one.op, one.us / 1e3) for one in times], latency_ms, share)
