@@ -68,6 +68,7 @@ def test_the_minimum_leaves_the_rest_unknown() -> None:
         ("[energy]\npj_per_op = { int8 = -1.0 }", ["pj_per_op", "int8 = -1"]),
         ("[energy]\npj_per_op = { int4 = 1.0 }", ["pj_per_op", "int4"]),
         ("[energy]\npj_per_byte = { disk = 1.0 }", ["pj_per_byte", "disk"]),
+        ("[energy]\nswitched_nf = 1.0\npj_per_byte = { sram = 1.0 }", ["pj_per_byte", "sram", "switched_nf"]),
     ],
 )
 def test_files_are_read_strictly(change: str, words: list[str] | None) -> None:

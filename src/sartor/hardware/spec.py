@@ -51,8 +51,9 @@ class Energy(BaseModel):
     """Coefficients of `sum C·V²·f·activity·T_op + P_static·T`.
 
     `switched_nf` is the capacitance that all cores together switch per cycle at full activity, in nF; `static_w` what is drawn whether
-    or not anything runs. `pj_per_op` (by precision; a MAC is two operations) and `pj_per_byte` (by memory: dram, sram) are the
-    alternative where no voltage is known.
+    or not anything runs. `pj_per_op` (by precision; a MAC is two operations) is the alternative where no voltage is known. `pj_per_byte`
+    (by memory: dram, sram) is what moving data costs besides; memory on the chip switches with it, so `sram` cannot stand beside
+    `switched_nf`.
     """
 
     model_config = _PLAIN
@@ -68,6 +69,8 @@ class Energy(BaseModel):
             for key, value in getattr(self, name).items():
                 if key not in known or not value > 0:
                     raise ValueError(f"{name}: expected positive numbers by {', '.join(known)}, got {key} = {value}")
+        if self.switched_nf is not None and "sram" in self.pj_per_byte:
+            raise ValueError("pj_per_byte: expected dram alone beside switched_nf, which counts the chip's own memory, got sram as well")
         return self
 
 
