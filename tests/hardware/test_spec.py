@@ -48,6 +48,7 @@ def test_the_minimum_leaves_the_rest_unknown() -> None:
         ("", None),
         ("flash = 1", ["flash", "extra"]),
         ("ram_bytes = 1", ["sources", "ram_bytes"]),
+        ("measured = true", ["measured", "agent"]),
         ("ram_bytes = -1", ["ram_bytes"]),
         ("cores = 3", ["TOML"]),
         ("[lanes]\nint8 = 16", ["lanes.int8"]),
@@ -191,15 +192,17 @@ def specs(draw: st.DrawFn) -> DeviceSpec:
     by_precision: Any = st.dictionaries(st.sampled_from(PRECISIONS), numbers, max_size=3)
     patterns: Any = st.dictionaries(st.sampled_from(["se", "conv:grouped", *(f"act:{act}" for act in ACTS if act)]), texts, max_size=3)
     mhz = sorted(draw(st.sets(st.integers(1, 5000), max_size=3)))
+    agent = draw(st.none() | st.just(AgentAddress(url="https://pi:1", token_file="/a b")))
     everything = ("cores", "bandwidth_bytes_per_s", "overhead_us", "sram_bytes", "lanes", "peak_ops_per_s", "frequencies", "energy")
     return DeviceSpec(
-        name="x1", title=draw(st.text(min_size=1, max_size=20)), kind="mcu", processor=draw(texts), measured=draw(st.booleans()),
-        runtime="r", precisions=("int8",), cores=draw(st.integers(1, 99)), bandwidth_bytes_per_s=draw(st.none() | numbers),
-        overhead_us=draw(st.none() | st.floats(0, 1e6)), sram_bytes=draw(st.none() | st.integers(1, 2**50)),
-        notes=tuple(draw(st.lists(texts, max_size=3))), lanes={"int8": draw(st.integers(1, 128))}, peak_ops_per_s=draw(by_precision),
+        name="x1", title=draw(st.text(min_size=1, max_size=20)), kind="mcu", processor=draw(texts),
+        measured=agent is not None and draw(st.booleans()), runtime="r", precisions=("int8",), cores=draw(st.integers(1, 99)),
+        bandwidth_bytes_per_s=draw(st.none() | numbers), overhead_us=draw(st.none() | st.floats(0, 1e6)),
+        sram_bytes=draw(st.none() | st.integers(1, 2**50)), notes=tuple(draw(st.lists(texts, max_size=3))),
+        lanes={"int8": draw(st.integers(1, 128))},
+        peak_ops_per_s=draw(by_precision),
         frequencies=tuple(Frequency(mhz=value, volts=draw(st.none() | st.floats(0.1, 5))) for value in mhz),
-        unsupported=draw(patterns), unfriendly=draw(patterns),
-        agent=draw(st.none() | st.just(AgentAddress(url="https://pi:1", token_file="/a b"))),
+        unsupported=draw(patterns), unfriendly=draw(patterns), agent=agent,
         energy={"pj_per_op": draw(by_precision), "static_w": draw(st.none() | st.floats(0, 10))},
         sources={name: draw(texts.filter(str.strip)) for name in everything},
     )  # fmt: skip

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Level = Literal["unsupported", "unfriendly"]
 Precision = Literal["fp32", "fp16", "bf16", "int16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"  # of a device, which is that of its file too
 ESTIMATE = "estimate"  # a source that begins so names no document: it gives the reasoning instead
 _PLAIN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 MEMORIES = ("dram", "sram")
@@ -106,7 +107,7 @@ class DeviceSpec(BaseModel):
 
     model_config = _PLAIN
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
+    name: str = Field(pattern=f"^{NAME}$")
     title: str = Field(min_length=1)
     kind: Literal["cpu", "gpu", "dsp", "mcu", "accelerator"]
     processor: str = ""
@@ -132,6 +133,8 @@ class DeviceSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> DeviceSpec:
+        if self.measured and self.agent is None and self.name != "host":
+            raise ValueError("measured: expected an agent, which alone can measure the device, got none: leave it out, or false")
         for name in ("lanes", "peak_ops_per_s"):
             values: Mapping[str, float] = getattr(self, name)
             for precision, value in values.items():
