@@ -181,6 +181,14 @@ def test_unsupported_comes_before_unfriendly() -> None:
     assert kind == "unsupported" and "compiler" in reason
     plain = Op("conv", (16, 8, 8), (16, 8, 8), kernel=3, groups=16, act="relu6")
     assert (tpu.objection(plain) or ("",))[0] == "unfriendly"
+    assert [pattern for _, pattern, _ in tpu.objections(DEPTHWISE)] == ["act:hardswish", "conv:depthwise"]
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if find(name).kind == "mcu"])
+@pytest.mark.parametrize("act", ["hardswish", "hardsigmoid", "swish", "sigmoid"])
+def test_microcontrollers_have_no_kernel_of_their_own_for_curved_activations(name: str, act: str) -> None:
+    level, reason = find(name).objection(Op("conv", (8, 8, 8), (8, 8, 8), act=act)) or ("", "")
+    assert level == "unfriendly" and "kernel" in reason
 
 
 texts = st.text(max_size=20)
