@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sartor.agent.server import CONNECTIONS, Agent, Settings
+from sartor.agent.slots import Slots
 from sartor.errors import UserError
 from sartor.hardware import wire
 from sartor.hardware.graph import Op
@@ -340,3 +342,56 @@ def test_ended_by_a_signal_nothing_stays(tmp_path: Path) -> None:
         assert running.process.wait(15) == 0
         assert not list(tmp_path.iterdir()) and not _orphans(tmp_path)
         events.close()  # type: ignore[attr-defined]  # a generator
+
+
+def test_silent_connections_without_a_token_do_not_keep_its_owner_out(tmp_path: Path) -> None:
+    token = token_file(tmp_path / "secret")
+    with agent(tmp_path / "work", "--token-file", str(token)) as running:
+        silent = [socket.create_connection(("127.0.0.1", running.port), timeout=20) for _ in range(CONNECTIONS)]
+        try:
+            assert waited(lambda: len(list(Path(f"/proc/{running.process.pid}/task").iterdir())) > CONNECTIONS)
+            assert ask(running, "GET", wire.IDENTITY_PATH, Authorization=f"Bearer {TOKEN}")[0] == 200
+            assert silent[0].recv(1) == b""  # the oldest gave way
+            silent[1].setblocking(False)
+            with pytest.raises(BlockingIOError):
+                silent[1].recv(1)
+        finally:
+            for one in silent:
+                one.close()
+
+
+def test_a_connection_that_is_allowed_gives_way_to_none() -> None:
+    pairs = [socket.socketpair() for _ in range(4)]
+    first, second, third, fourth = (one for one, _ in pairs)
+    slots = Slots(2)
+    assert slots.take(first) and slots.take(second)
+    slots.allow(first)
+    assert slots.take(third) and pairs[1][1].recv(1) == b""  # the second was ended for it
+    slots.allow(third)
+    assert not slots.take(fourth)
+    slots.give_back(second)  # its thread ends only now, and gives back nothing that is another's
+    assert not slots.take(fourth)
+    slots.give_back(first)
+    assert slots.take(fourth)
+    for pair in pairs:
+        for one in pair:
+            one.close()
+
+
+def test_no_place_is_lost_to_a_thread_that_cannot_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    server = Agent(Settings(port=0, folder=tmp_path, quiet=True))
+    server.slots = Slots(1)
+    near, far = socket.socketpair()
+    try:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError):
+            server.process_request(near, ("127.0.0.1", 1))
+        server.slots.allow(near)
+        assert server.slots.take(far)
+    finally:
+        server.server_close()
+        near.close()
+        far.close()

@@ -92,6 +92,8 @@ def test_a_folder_may_be_named(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("devices add pi --url http://pi.local:99999", ["url", "99999"]),
         ("devices add pi --url http://[::1", ["url", "[::1"]),
         ("devices add pi --url http://127.0.0.1:9", ["pi", "sartor agent"]),
+        ("devices add ../pi --url http://127.0.0.1:9", ["small letters", "'../pi'"]),
+        ("devices add host --url http://127.0.0.1:9", ["'host' is this machine"]),
         ("devices probe stm32f746", ["stm32f746", "agent"]),
         ("devices --threads 100000", ["threads", "100000"]),
         ("agent --host 0.0.0.0", ["--token-file"]),

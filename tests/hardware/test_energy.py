@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sartor.errors import UserError
-from sartor.hardware import Op
+from sartor.hardware import Op, OpGraph
 from sartor.hardware.devices import find
 from sartor.hardware.dvfs import OperatingPoint, Work, best_point, scale, sweep, works
 from sartor.hardware.energy import Energy, EnergyModel, energy_model, has_energy, merit
+from sartor.hardware.roofline import Roofline
+from sartor.report.profile_energy import energy_record
 
 CONV = Op("conv", (8, 10, 10), (16, 10, 10), kernel=3)
 
@@ -102,6 +106,36 @@ def test_values_of_sixteen_bits_take_two_bytes() -> None:
     chip = find("eyeriss")
     assert works([CONV], chip, "int16")[0].memory_s == pytest.approx(CONV.traffic(2, 2) / chip.bandwidth_bytes_per_s)
     assert energy_model(chip, "int16").bytes_per_value == 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_a_phones_gpu_draws_what_its_source_says(precision: str) -> None:
+    """3.5 W at a third of the peak, of which static_w is drawn anyway."""
+    spec = find("mali-g76")
+    joules_per_op = 1e-12 * spec.energy.pj_per_op[precision]
+    assert joules_per_op * spec.peak_ops_per_s[precision] / 3 + (spec.energy.static_w or 0) == pytest.approx(3.5, rel=0.01)
+
+
+def test_traffic_to_another_chip_is_paid_beside_the_switching() -> None:
+    chip = find("eyeriss")
+    model, state = energy_model(chip, "int16"), chip.frequencies[-1]
+    traffic = 1e-9 * CONV.traffic(2, 2) * chip.energy.pj_per_byte["dram"]
+    switching = chip.energy.switched_nf * state.volts**2 * state.mhz / 1e3 * 2.0
+    assert model.op_mj(CONV, latency_ms=2.0) == pytest.approx(switching + traffic) and traffic > 0
+    slow, fast = scale([CONV], chip, "int16")[:: len(chip.frequencies) - 1]
+    for point in (slow, fast):
+        cycles = works([CONV], chip, "int16")[0].seconds(point.hz) * point.hz
+        assert point.energy.dynamic_mj == pytest.approx(1e3 * chip.energy.switched_nf * 1e-9 * point.volts**2 * cycles + traffic)
+
+
+def test_what_a_profile_tells_has_the_traffic_in_every_state_of_the_clock() -> None:
+    chip = find("eyeriss")
+    bare = chip.model_copy(update={"energy": chip.energy.model_copy(update={"pj_per_byte": {}})})
+    times = Roofline.of(chip, "int16").times(OpGraph((replace(CONV, inputs=(-1,)),), CONV.in_shape))
+    found, without = (energy_record(Roofline.of(chip, "int16"), times, spec, "int16", 1) for spec in (chip, bare))
+    traffic = 1e-9 * CONV.traffic(2, 2) * chip.energy.pj_per_byte["dram"]
+    assert found["dynamic_mj"] == pytest.approx(without["dynamic_mj"] + traffic)
+    assert [one["total_mj"] for one in found["states"]] == pytest.approx([one["total_mj"] + traffic for one in without["states"]])
 
 
 def test_merit() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from sartor.errors import UserError
+from sartor.hardware import facts as machine
 from sartor.hardware.devices import find
 from sartor.hardware.energy import has_energy
 from sartor.hardware.facts import SOURCES, system_facts
@@ -69,5 +70,39 @@ def test_a_boards_voltages_are_those_of_the_board_it_is_like(monkeypatch: pytest
     like = find("raspberry-pi-4")
     spec = probe_agent("pi", AgentAddress(url="http://127.0.0.1:1"), like)
     assert has_energy(like, "int8") and has_energy(spec, "int8") and spec.frequencies == like.frequencies
+    assert spec.peak_ops_per_s == like.peak_ops_per_s and spec.energy == like.energy  # as many cores
     alone = probe_agent("pi", AgentAddress(url="http://127.0.0.1:1"))
     assert [one.mhz for one in alone.frequencies] == [600.0, 1800.0]
+
+
+def test_peaks_and_switching_are_those_of_the_cores_and_lanes_that_were_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"cores": 2, "lanes": {"fp32": 8, "int8": 32}}
+    told = {"identity": {"cpu": "Another", "runtime": "onnxruntime"}, "describe": {"system": "Linux"}, "facts": facts}
+    monkeypatch.setattr(AgentClient, "identity", lambda *arguments: told)
+    like = find("pixel-3")  # four cores of 128 bits
+    spec = probe_agent("mine", AgentAddress(url="http://127.0.0.1:1"), like)
+    peaks = like.peak_ops_per_s
+    assert spec.peak_ops_per_s == {"fp32": peaks["fp32"], "int8": peaks["int8"], "fp16": peaks["fp16"] / 2}  # of fp16 no lanes were told
+    assert (spec.cores, spec.lanes, spec.energy.switched_nf) == (2, {"fp32": 8, "int8": 32}, 0.8)
+    assert spec.energy.static_w == like.energy.static_w
+    assert all("times 0.5" in (spec.source(path) or "") for path in ("energy.switched_nf", "peak_ops_per_s.fp16"))
+    assert "times" not in (spec.source("peak_ops_per_s.int8") or "") and "as pixel-3" in (spec.source("energy.static_w") or "")
+    gpu = find("jetson-nano")  # its cores are not those that the agent tells of
+    assert probe_agent("mine", AgentAddress(url="http://127.0.0.1:1"), gpu).peak_ops_per_s == gpu.peak_ops_per_s
+
+
+@pytest.mark.parametrize(
+    ("mine", "shared"), [({0, 1, 2, 3}, [False, False, True]), ({0, 2}, [True, True, True]), ({0}, [False, False, False])]
+)
+def test_a_cache_of_two_threads_of_one_core_is_not_that_of_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mine: set[int], shared: list[bool]
+) -> None:
+    """Four processors: 0 and 2 are threads of one core, 1 and 3 of the other."""
+    for level, (size, of) in enumerate({"32K": "0,2", "512K": "0,2", "4096K": "0-3"}.items()):
+        folder = tmp_path / f"cpu0/cache/index{level}"
+        folder.mkdir(parents=True)
+        for name, text in {"level": str(level + 1), "type": "Unified", "size": size, "shared_cpu_list": of}.items():
+            (folder / name).write_text(text + "\n")
+    monkeypatch.setattr(machine, "_SYSFS", tmp_path)
+    monkeypatch.setattr(machine, "_usable", lambda: mine)
+    assert [cache["shared"] for cache in system_facts()["caches"]] == shared

@@ -172,3 +172,15 @@ def test_record_and_refusals() -> None:
         Roofline(0, 1)
     with pytest.raises(UserError, match="choose 1 to 24"):
         MODEL.choose(graphs(), 25)
+
+
+def test_a_thread_takes_a_core_on_a_microcontroller_too() -> None:
+    chip = find("esp32-s3")
+    one, two = Roofline.of(chip, "int8"), Roofline.of(chip, "int8", threads=2)
+    assert two.peak_ops_per_s == 2 * one.peak_ops_per_s == chip.peak_ops_per_s["int8"]
+    with pytest.raises(UserError, match="2 cores"):
+        Roofline.of(chip, "int8", threads=3)
+    for name in ("stm32f746", "mali-g76", "hexagon-685"):  # one core, and kinds that spread every op over all of theirs
+        spec = find(name)
+        precision = spec.precisions[0]
+        assert Roofline.of(spec, precision).peak_ops_per_s == spec.peak_ops_per_s[precision] and spec.share(1) == 1

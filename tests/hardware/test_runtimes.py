@@ -14,6 +14,7 @@ from sartor.hardware.measure import measure, measure_setups, sweep
 from sartor.hardware.profile import layers, match
 from sartor.hardware.runtimes import RUNTIMES, Setup, installed, load
 from sartor.hardware.runtimes.eager import from_module
+from sartor.hardware.runtimes.setup import draw, image
 from sartor.hardware.runtimes.tflite import from_tensor, to_tensor
 
 from .nets import export, random_net
@@ -146,6 +147,13 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match="threads 0"):
         Setup(threads=0)
     assert str(Setup("openvino", "bf16", 2, 4)) == "openvino, bf16, 2 threads, batch 4"
+
+
+@pytest.mark.parametrize(("dtype", "ends"), [(np.uint8, (0, 255)), (np.int8, (-128, 127)), (np.int64, (0, 126)), (np.bool_, (0, 1))])
+def test_bytes_are_drawn_over_all_that_they_hold_and_what_may_be_an_index_is_small(dtype: type, ends: tuple[int, int]) -> None:
+    values = draw(np.random.default_rng(0), (1, 100, 100), dtype)
+    assert values.dtype == dtype and (int(values.min()), int(values.max())) == ends
+    assert np.array_equal(values, image((1, 100, 100), 0, dtype))
 
 
 @given(

@@ -48,6 +48,7 @@ def test_the_minimum_leaves_the_rest_unknown() -> None:
         ("", None),
         ("flash = 1", ["flash", "extra"]),
         ("ram_bytes = 1", ["sources", "ram_bytes"]),
+        ("measured = true", ["measured", "agent"]),
         ("ram_bytes = -1", ["ram_bytes"]),
         ("cores = 3", ["TOML"]),
         ("[lanes]\nint8 = 16", ["lanes.int8"]),
@@ -68,6 +69,7 @@ def test_the_minimum_leaves_the_rest_unknown() -> None:
         ("[energy]\npj_per_op = { int8 = -1.0 }", ["pj_per_op", "int8 = -1"]),
         ("[energy]\npj_per_op = { int4 = 1.0 }", ["pj_per_op", "int4"]),
         ("[energy]\npj_per_byte = { disk = 1.0 }", ["pj_per_byte", "disk"]),
+        ("[energy]\nswitched_nf = 1.0\npj_per_byte = { sram = 1.0 }", ["pj_per_byte", "sram", "switched_nf"]),
     ],
 )
 def test_files_are_read_strictly(change: str, words: list[str] | None) -> None:
@@ -179,6 +181,14 @@ def test_unsupported_comes_before_unfriendly() -> None:
     assert kind == "unsupported" and "compiler" in reason
     plain = Op("conv", (16, 8, 8), (16, 8, 8), kernel=3, groups=16, act="relu6")
     assert (tpu.objection(plain) or ("",))[0] == "unfriendly"
+    assert [pattern for _, pattern, _ in tpu.objections(DEPTHWISE)] == ["act:hardswish", "conv:depthwise"]
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if find(name).kind == "mcu"])
+@pytest.mark.parametrize("act", ["hardswish", "hardsigmoid", "swish", "sigmoid"])
+def test_microcontrollers_have_no_kernel_of_their_own_for_curved_activations(name: str, act: str) -> None:
+    level, reason = find(name).objection(Op("conv", (8, 8, 8), (8, 8, 8), act=act)) or ("", "")
+    assert level == "unfriendly" and "kernel" in reason
 
 
 texts = st.text(max_size=20)
@@ -190,15 +200,17 @@ def specs(draw: st.DrawFn) -> DeviceSpec:
     by_precision: Any = st.dictionaries(st.sampled_from(PRECISIONS), numbers, max_size=3)
     patterns: Any = st.dictionaries(st.sampled_from(["se", "conv:grouped", *(f"act:{act}" for act in ACTS if act)]), texts, max_size=3)
     mhz = sorted(draw(st.sets(st.integers(1, 5000), max_size=3)))
+    agent = draw(st.none() | st.just(AgentAddress(url="https://pi:1", token_file="/a b")))
     everything = ("cores", "bandwidth_bytes_per_s", "overhead_us", "sram_bytes", "lanes", "peak_ops_per_s", "frequencies", "energy")
     return DeviceSpec(
-        name="x1", title=draw(st.text(min_size=1, max_size=20)), kind="mcu", processor=draw(texts), measured=draw(st.booleans()),
-        runtime="r", precisions=("int8",), cores=draw(st.integers(1, 99)), bandwidth_bytes_per_s=draw(st.none() | numbers),
-        overhead_us=draw(st.none() | st.floats(0, 1e6)), sram_bytes=draw(st.none() | st.integers(1, 2**50)),
-        notes=tuple(draw(st.lists(texts, max_size=3))), lanes={"int8": draw(st.integers(1, 128))}, peak_ops_per_s=draw(by_precision),
+        name="x1", title=draw(st.text(min_size=1, max_size=20)), kind="mcu", processor=draw(texts),
+        measured=agent is not None and draw(st.booleans()), runtime="r", precisions=("int8",), cores=draw(st.integers(1, 99)),
+        bandwidth_bytes_per_s=draw(st.none() | numbers), overhead_us=draw(st.none() | st.floats(0, 1e6)),
+        sram_bytes=draw(st.none() | st.integers(1, 2**50)), notes=tuple(draw(st.lists(texts, max_size=3))),
+        lanes={"int8": draw(st.integers(1, 128))},
+        peak_ops_per_s=draw(by_precision),
         frequencies=tuple(Frequency(mhz=value, volts=draw(st.none() | st.floats(0.1, 5))) for value in mhz),
-        unsupported=draw(patterns), unfriendly=draw(patterns),
-        agent=draw(st.none() | st.just(AgentAddress(url="https://pi:1", token_file="/a b"))),
+        unsupported=draw(patterns), unfriendly=draw(patterns), agent=agent,
         energy={"pj_per_op": draw(by_precision), "static_w": draw(st.none() | st.floats(0, 10))},
         sources={name: draw(texts.filter(str.strip)) for name in everything},
     )  # fmt: skip

@@ -83,6 +83,12 @@ def test_rules_of_convenience_give_way_where_nothing_would_be_left(request_for: 
     assert all(job.spec.objection(op) is None for op in graph)
 
 
+def test_what_every_network_has_is_told_and_does_not_refuse_the_search(request_for: Request) -> None:
+    job = _job(request_for(device="eyeriss"))
+    fit_device(job)
+    assert any("every network of it has this: linear is unfriendly" in line for line in notes(job)) and job.net.space.size > 1
+
+
 def test_energy_follows_the_model_of_the_device(request_for: Request) -> None:
     job = _job(request_for(device="stm32f746", objectives=["accuracy", "energy_mj"]))
     fit_device(job)

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from sartor.arch import Space
 from sartor.errors import UserError
 from sartor.hardware import OpGraph, trace
-from sartor.hardware.devices import find
+from sartor.hardware.devices import find, names
 from sartor.hardware.spec import DeviceSpec
 from sartor.layers.blocks import Hidden
 from sartor.spaces import build
 from sartor.spaces.mobile import MobileNet, MobileSpec, Stage
-from sartor.spaces.restrict import Removed, Rules, objections, restrict, summary
+from sartor.spaces.restrict import conform, objections, restrict, summary
+from sartor.spaces.rules import Removed, Rules
 
 SHAPE = (3, 24, 24)
 
@@ -161,3 +162,45 @@ def test_shipped_microcontroller_and_the_summary() -> None:
     assert lines == [
         "Left out of the space: s0.se, s1.se, s2.se and 3 more = True (no kernel).", "Left out of the space: stem.width = 12 (lanes)."
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != "host"])
+def test_a_shipped_device_takes_its_default_space_or_names_an_op_that_does_not_run_there(name: str) -> None:
+    spec = find(name)
+    with torch.device("meta"):
+        net = build("mcu" if spec.kind == "mcu" else "mobile", (1, 28, 28), 10)
+    try:
+        (left, _, kept), _ = conform(net, spec, "int8" if "int8" in spec.precisions else spec.precisions[0])
+    except UserError as error:
+        assert "unsupported" in str(error)
+        return
+    assert left.size > 1
+    with torch.device("meta"):
+        graph = trace(net.extract(left.sample(np.random.default_rng(0))).eval(), (1, 28, 28))
+    said = {spec.objection(op) for op in graph} - {None}
+    assert {level for level, _ in said} <= {"unfriendly"} and len(kept) == len(said)  # what is done badly there was told
+
+
+def test_what_every_network_has_stays_and_what_has_an_alternative_goes() -> None:
+    net = _net("odd")
+    spec = device(unfriendly={"linear": "bound by memory", "conv:depthwise": "one channel a filter", "act:hardswish": "slow"})
+    found = restrict(net, spec, max_expansion=None)
+    assert {sentence.partition(" is ")[0] for sentence in found.kept} == {
+        "linear",
+        "a depthwise 3x3 convolution with relu",
+    }
+    gone = {(one.choice, one.option) for one in found.removed}
+    assert gone >= {("s1.b0.kind", "mbconv"), ("s1.b1.kind", "mbconv"), ("s2.kind", "mbconv"), ("s1.b0.act", "hardswish")}
+    lines = summary(found.removed, (), spec, found.kept)
+    assert sum("every network of it has this" in line for line in lines) == 2
+    with pytest.raises(UserError, match="depthwise"):
+        restrict(net, device(unsupported={"conv:depthwise": "no kernel"}))
+
+
+def test_what_does_not_run_goes_before_what_runs_badly() -> None:
+    """Had the activation gone that is slow, nothing would be left that runs."""
+    stages = (Stage((16,), (1,), 1, ("conv",), (3,), (2,), ("relu", "hardswish")),)
+    net = MobileNet(MobileSpec("two", stages, (16,), (1,), "relu6"), SHAPE, 4)
+    found = restrict(net, device(unsupported={"act:hardswish": "no kernel"}, unfriendly={"act:relu": "slow"}))
+    assert [one.option for one in found.removed] == ["hardswish"]
+    assert len(found.kept) == 1 and "with relu is unfriendly" in found.kept[0]

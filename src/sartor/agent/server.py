@@ -28,6 +28,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sartor import __version__
+from sartor.agent.slots import Slots
 from sartor.agent.worker import Event, Limits, Stopped, carry_out
 from sartor.errors import UserError
 from sartor.hardware.device import describe, host
@@ -36,7 +37,7 @@ from sartor.hardware.wire import CONTENT_TYPE, IDENTITY_PATH, PROTOCOL, RUN_PATH
 
 HEADER_S = 15.0  # time for a request's line and headers
 UPLOAD_BYTES_PER_S = 50_000  # slowest upload that is waited for, after HEADER_S
-CONNECTIONS = 32  # at once; further ones are closed
+CONNECTIONS = 32  # at once; a further one takes the place of one that has not asked for anything allowed, or is closed
 _CHUNK = 1 << 16
 _PREFIX = "sartor-agent-"
 
@@ -68,7 +69,7 @@ class Agent(ThreadingHTTPServer):
         self.settings = settings
         self.address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         self._tls = _tls(settings)
-        self._slots = threading.BoundedSemaphore(CONNECTIONS)
+        self.slots = Slots(CONNECTIONS)
         self.measuring = threading.Lock()
         self.stopping = threading.Event()
         try:
@@ -115,16 +116,20 @@ class Agent(ThreadingHTTPServer):
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
+        if not self.slots.take(request):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started that would give it back
+            self.slots.give_back(request)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._slots.release()
+            self.slots.give_back(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that broke, or a fault: one line, and on with the next."""
@@ -173,6 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         try:
             self._authorise()
+            self.server.slots.allow(self.request)
             method()
         except Refused as error:
             self._refuse(error)

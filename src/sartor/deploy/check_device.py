@@ -16,7 +16,9 @@ from sartor.options import Json, print_json, whole
 if TYPE_CHECKING:
     from sartor.hardware.compatibility import Option
     from sartor.hardware.spec import DeviceSpec
+    from sartor.spaces import MobileNet
 
+_DRAWN = 200  # networks that are asked for what they need of a microcontroller's memory
 _FEW = 4  # options of one finding that a table names
 
 
@@ -60,7 +62,7 @@ def check(
         title = f"Options of space {found['space']} that {spec.title} has not, or does badly ({precision})"
         console.print(terminal.table(title, ("verdict", "options", "reason", "says"), _rows(found["findings"]), left=4))
     else:
-        terminal.say(console, f"Nothing is known against any option of space {found['space']} on {spec.title} ({precision}).")
+        terminal.say(console, _clear(spec, found["space"], precision))
     for sentence in found["notes"]:
         terminal.say(console, sentence)
 
@@ -78,7 +80,7 @@ def examine(
 
     from sartor.hardware.compatibility import check_space
     from sartor.hardware.devices import HOST
-    from sartor.spaces import build
+    from sartor.spaces import MobileNet, build
 
     if precision not in spec.precisions or precision not in ("int8", "fp32"):
         raise UserError(f"precision: expected int8 or fp32, one that {spec.name} has ({', '.join(spec.precisions)}), got {precision!r}")
@@ -87,6 +89,10 @@ def examine(
     factors, choices = list(net.factors()), net.space.choices
     findings = [] if spec.name == HOST else _told(check_space(factors, choices, spec), f"file of {spec.name}")
     notes, left_out, refused = _search_leaves_out(net, spec, precision)
+    if spec.sram_bytes and spec.flash_bytes and isinstance(net, MobileNet):
+        notes.append(_room(net, spec.sram_bytes, spec.flash_bytes, precision))
+        if space == "mcu":
+            notes.append("That is the space at its full width: a search chooses width and picture size so that enough networks fit.")
     if runtime is not None:
         asked, said = _asked(factors, choices, runtime, precision)
         findings += asked
@@ -111,13 +117,38 @@ def _search_leaves_out(net: Any, spec: DeviceSpec, precision: str) -> tuple[list
     if spec.name == HOST:  # measured, not described: a search finds out by the clock
         return ["A search for this machine leaves nothing out: it measures what is slow."], [], None
     try:
-        (left, removed), given_up = conform(net, spec, precision)
+        (left, removed, kept), given_up = conform(net, spec, precision)
     except UserError as error:
         return [f"A search for {spec.name} in this space is refused: {error}."], [], str(error)
-    notes = summary(removed, given_up, spec)
+    notes = summary(removed, given_up, spec, kept)
     if removed:
         notes.append(f"A search for {spec.name} has {left.size:,} of {net.space.size:,} architectures left.")
     return notes, [list(one) for one in removed], None
+
+
+def _clear(spec: DeviceSpec, space: str, precision: str) -> str:
+    """That nothing is against the space, and what was looked for."""
+    known = ", ".join([*spec.unsupported, *spec.unfriendly])
+    why = f": no network of it has what the device's file objects to, which is {known}" if known else ""
+    return f"Nothing is known against any option of space {space} on {spec.title} ({precision}){why}."
+
+
+def _room(net: MobileNet, sram: int, most: int, precision: str) -> str:
+    """How many networks of a space a microcontroller has room for, which decides more there than what runs well."""
+    import numpy as np
+
+    from sartor.hardware.cost import CostModel
+    from sartor.hardware.memory import op_weight_bytes
+
+    size = 1 if precision == "int8" else 4
+    weights, rng = CostModel(net.factors(), lambda op: float(op_weight_bytes(op, size))), np.random.default_rng(0)
+    drawn = [net.space.sample(rng) for _ in range(_DRAWN)]
+    peaks, flash = [size * net.costs(arch)["peak_bytes"] for arch in drawn], [float(weights(arch)) for arch in drawn]
+    fit = sum(peak <= sram and held <= most for peak, held in zip(peaks, flash, strict=True))
+    return (
+        f"Of {_DRAWN} networks drawn from the space {fit} fit into {sram:,} bytes of SRAM and {most:,} of flash; they need "
+        f"{min(peaks):,.0f} to {max(peaks):,.0f} bytes for activations and {min(flash):,.0f} to {max(flash):,.0f} for weights."
+    )
 
 
 def _asked(factors: list[Any], choices: Mapping[str, Any], runtime: str, precision: str) -> tuple[list[dict[str, Any]], str]:

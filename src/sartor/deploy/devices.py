@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -83,9 +84,9 @@ def add(
             raise UserError(f"device: expected --url, the address of an agent, or a device file ending in .toml, got {name!r}")
         spec = read(name)
     else:
+        _check_name(name)  # before the agent is asked, which may take a while
         spec = _from_agent(name, url, token_file, certificate, like)
-    if spec.name == "host":
-        raise UserError("device: 'host' is this machine; `sartor devices probe host` measures it")
+    _check_name(spec.name)
     path = write(spec, user_folder(), replace=force)
     if as_json:
         print_json({"added": spec.name, "file": str(path)})
@@ -141,9 +142,18 @@ def _from_agent(name: str, url: str, token_file: Path | None, certificate: Path 
     try:
         return probe_agent(name, address, find(like) if like else None)
     except ValidationError as error:
-        if error.errors()[0]["loc"] == ("name",):
-            raise UserError(f"device: expected a name of small letters, digits, dots and dashes, got {name!r}") from None
         raise UserError(in_words(error, f"what {url} tells of its device")) from None
+
+
+def _check_name(name: str) -> None:
+    """Refuses what cannot be the name of a device that is added."""
+    from sartor.hardware.devices import HOST
+    from sartor.hardware.spec import NAME
+
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"device: expected a name of small letters, digits, dots and dashes, got {name!r}")
+    if name == HOST:
+        raise UserError("device: 'host' is this machine; `sartor devices probe host` measures it")
 
 
 def listing(precision: str, threads: int) -> tuple[list[dict[str, Any]], list[str]]:

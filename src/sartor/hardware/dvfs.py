@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sartor.errors import UserError
-from sartor.hardware.energy import Energy
+from sartor.hardware.energy import Energy, pj_per_byte
 from sartor.hardware.graph import Op
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Work:
-    """What one op costs at any clock: `cycles` of arithmetic (and of the runtime), and seconds of memory traffic beside them."""
+    """What one op costs at any clock: `cycles` of arithmetic (and of the runtime), and seconds and mJ of memory traffic beside them."""
 
     cycles: float
     memory_s: float = 0.0
+    traffic_mj: float = 0.0
 
     def seconds(self, hz: float) -> float:
         return max(self.cycles / hz, self.memory_s)
@@ -62,9 +63,12 @@ def works(ops: Iterable[Op], spec: DeviceSpec, precision: str = "int8") -> list[
     size = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2}.get(precision, 4)
     overhead = (spec.overhead_us or 0.0) * 1e-6 * top
     bandwidth = spec.bandwidth_bytes_per_s
-    return [
-        Work(2 * op.macs * top / peak + overhead, op.traffic(size, size) / bandwidth if bandwidth else 0.0) for op in ops
-    ]  # fmt: skip
+    mj_per_byte = 1e-9 * pj_per_byte(spec)
+    found = []
+    for op in ops:
+        moved = op.traffic(size, size)
+        found.append(Work(2 * op.macs * top / peak + overhead, moved / bandwidth if bandwidth else 0.0, moved * mj_per_byte))
+    return found
 
 
 def sweep(
@@ -79,7 +83,7 @@ def sweep(
         power_w = switched_nf * 1e-9 * volts**2 * hz
         seconds = [one.seconds(hz) for one in work]
         total_ms = 1e3 * sum(seconds)
-        dynamic = sum(1e3 * power_w * one.activity(hz, stalled) * s for one, s in zip(work, seconds, strict=True))
+        dynamic = sum(1e3 * power_w * one.activity(hz, stalled) * s + one.traffic_mj for one, s in zip(work, seconds, strict=True))
         points.append(OperatingPoint(hz, volts, Energy(dynamic, static_w * total_ms, total_ms)))
     return points
 

@@ -1,8 +1,9 @@
 """Energy of an inference: what switching and moving data costs, and what is drawn all the while. A model, validated by no measurement here.
 
-    E = sum over ops of C · V² · f · activity · T_op  +  P_static · T
+    E = sum over ops of (C · V² · f · activity · T_op + traffic)  +  P_static · T
 
-C is the capacitance switched per cycle, V and f voltage and clock frequency, T_op the time of one op and T that of the whole inference.
+C is the capacitance switched per cycle, V and f voltage and clock frequency, T_op the time of one op and T that of the whole inference;
+traffic is bytes to and from main memory times the energy of one, where the device's file tells it.
 (The formula is often printed without T_op, which would add watts to joules.) An op that is bound by arithmetic takes a fixed number of
 cycles, so C · V² · f · T_op does not depend on f as long as V is the same: clocking down saves energy through the voltage only, and costs
 static energy. Where a device's voltages are not known, its energy per operation and per byte stand for the dynamic term.
@@ -48,7 +49,7 @@ class EnergyModel:
     """Coefficients of a device at one operating point.
 
     Either `switched_nf` (nF that all cores together switch per cycle at full activity), `volts` and `hz`, or `pj_per_op` (a
-    multiply-accumulate is two operations) with `pj_per_byte` (of main memory).
+    multiply-accumulate is two operations); with either of them `pj_per_byte` (of main memory).
     """
 
     static_w: float
@@ -78,10 +79,13 @@ class EnergyModel:
         """
         power = self.power_w
         if power is not None:
-            return power * activity * latency_ms
+            return power * activity * latency_ms + self.traffic_mj(op)
         assert self.pj_per_op is not None
-        traffic = op.traffic(self.bytes_per_value, self.bytes_per_value)
-        return 1e-9 * (2 * op.macs * self.pj_per_op + traffic * self.pj_per_byte)
+        return 1e-9 * 2 * op.macs * self.pj_per_op + self.traffic_mj(op)
+
+    def traffic_mj(self, op: Op) -> float:
+        """Energy in mJ of moving an op's operands, weights and result, which the clock does not change."""
+        return 1e-9 * op.traffic(self.bytes_per_value, self.bytes_per_value) * self.pj_per_byte
 
     def energy(self, timed: Iterable[tuple[Op, float]], latency_ms: float, activity: float = 1.0) -> Energy:
         """Energy of an inference of `latency_ms` whose ops take the given times in ms."""
@@ -98,15 +102,23 @@ def energy_model(spec: DeviceSpec, precision: str = "int8", state: int = -1) -> 
     clock = spec.frequencies[state] if spec.frequencies else None
     static = known.static_w or 0.0
     size = _BYTES.get(precision, 4)
+    moved = pj_per_byte(spec)
     if known.switched_nf is not None and clock is not None and clock.volts is not None:
-        return EnergyModel(static, known.switched_nf, clock.volts, clock.mhz * 1e6, bytes_per_value=size)
+        # DRAM is another chip with a supply of its own: the capacitance that this one switches does not count it. Buffers on the chip are
+        # part of that capacitance; a file that tells their energy as well is refused, see `sartor.hardware.spec.Energy`.
+        return EnergyModel(static, known.switched_nf, clock.volts, clock.mhz * 1e6, pj_per_byte=moved, bytes_per_value=size)
     if precision in known.pj_per_op:
-        moved = known.pj_per_byte.get("dram", known.pj_per_byte.get("sram", 0.0))
         return EnergyModel(static, pj_per_op=known.pj_per_op[precision], pj_per_byte=moved, bytes_per_value=size)
     raise UserError(
         f"device {spec.name}: its energy is not known: its file gives neither voltages with energy.switched_nf "
         f"nor energy.pj_per_op of {precision}"
     )
+
+
+def pj_per_byte(spec: DeviceSpec) -> float:
+    """Energy of a byte to or from main memory in pJ, which is SRAM where there is no DRAM; 0 where the device's file does not tell."""
+    known = spec.energy.pj_per_byte
+    return known.get("dram", known.get("sram", 0.0))
 
 
 def has_energy(spec: DeviceSpec, precision: str = "int8") -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ _SYSFS = Path("/sys/devices/system/cpu")
 SOURCES = {
     "cores": "the operating system: cores this process may use",
     "frequencies": "/sys/devices/system/cpu/cpu0/cpufreq, or the clock that /proc/cpuinfo shows",
-    "caches": "/sys/devices/system/cpu/cpu0/cache",
+    "caches": "/sys/devices/system/cpu/cpu*/cache",
     "ram_bytes": "/proc/meminfo",
     "lanes": "the vector instruction sets that /proc/cpuinfo lists",
 }
@@ -52,13 +53,25 @@ def _clocks_mhz() -> list[float]:
     return [max(float(line.split(":")[1]) for line in lines)] if lines else []
 
 
+def _usable() -> set[int]:
+    """Numbers of the cores this process may use."""
+    return set(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else set(range(cores()))
+
+
+def _numbers(ranges: str) -> set[int]:
+    """{0, 1, 2, 8} of `0-2,8`, as the kernel writes sets of cores."""
+    parts = [part.partition("-") for part in ranges.split(",") if part]
+    return {number for first, _, last in parts for number in range(int(first), int(last or first) + 1)}
+
+
 def _caches() -> list[dict[str, Any]]:
-    found = []
-    for folder in sorted((_SYSFS / "cpu0/cache").glob("index*")):
+    found, mine = [], _usable()
+    for folder in sorted((_SYSFS / f"cpu{min(mine)}/cache").glob("index*")):
         facts = {
             name: (folder / name).read_text().strip() for name in ("level", "type", "size", "shared_cpu_list") if (folder / name).exists()
         }
         if facts.get("type") in ("Data", "Unified") and facts.get("size", "").endswith("K"):
-            shared = any(mark in facts.get("shared_cpu_list", "") for mark in ",-")
+            # By all cores, not by the two threads of one.
+            shared = len(mine) > 1 and mine <= _numbers(facts.get("shared_cpu_list", ""))
             found.append({"level": int(facts["level"]), "bytes": int(facts["size"][:-1]) * 1024, "shared": shared})
     return found

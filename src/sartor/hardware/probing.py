@@ -44,21 +44,50 @@ def probe_agent(name: str, address: AgentAddress, like: DeviceSpec | None = None
         raise UserError(f"device {name}: {error}: start `sartor agent` there first") from None
     identity = told["identity"]
     title = f"{like.title if like else told['describe']['system']}, by its agent"
-    spec = _spec(name, title, str(identity["cpu"]), str(identity["runtime"]), told["facts"], "the device's agent, which asked ")
-    if like is None:
-        return spec.model_copy(update={"agent": address})
+    spec = _spec(name, title, str(identity["cpu"]), str(identity["runtime"]), told["facts"], "the device's agent, which asked ", address)
+    return spec if like is None else _completed(spec, like)
+
+
+def _completed(spec: DeviceSpec, like: DeviceSpec) -> DeviceSpec:
+    """What a device told of itself, and beyond that what is known of one like it, as much of it as its own cores and lanes make."""
     mine = spec.model_dump(exclude_unset=True)
     if like.frequencies and not any(one.volts for one in spec.frequencies):
         mine.pop("frequencies", None)  # a system tells the states of its clock without their voltages, which energy needs
         spec = spec.model_copy(update={"frequencies": (), "sources": {k: v for k, v in spec.sources.items() if k != "frequencies"}})
     base = like.model_dump(exclude_unset=True, exclude={"agent", "notes"})
-    sources = {**{f"{key}": f"as {like.name}: {text}" for key, text in like.sources.items()}, **spec.sources}
-    return DeviceSpec.model_validate({**base, **mine, "kind": like.kind, "agent": address, "sources": _without_parts(sources, spec)})
+    scaled, how = _scaled(spec, like)
+    sources = _without_parts({**{key: f"as {like.name}: {text}" for key, text in like.sources.items()}, **spec.sources}, spec)
+    return DeviceSpec.model_validate({**base, **mine, **scaled, "kind": like.kind, "sources": {**sources, **how}})
 
 
-def _spec(name: str, title: str, processor: str, runtime: str, facts: Mapping[str, Any], teller: str) -> DeviceSpec:
+def _scaled(spec: DeviceSpec, like: DeviceSpec) -> tuple[dict[str, Any], dict[str, str]]:
+    """Peaks and switched capacitance of `like` for the cores, and peaks for the SIMD lanes, that the device told; and their sources.
+
+    Not where the cores of `like` are no CPU's: the agent tells of those that its system runs on.
+    """
+    if not like.threaded:
+        return {}, {}
+    cores = spec.cores / like.cores
+    lanes = {key: spec.lanes[key] / like.lanes[key] for key in spec.lanes if key in like.lanes}
+    factors = {f"peak_ops_per_s.{key}": cores * lanes.get(key, 1.0) for key in like.peak_ops_per_s}
+    peaks = {key: peak * factors[f"peak_ops_per_s.{key}"] for key, peak in like.peak_ops_per_s.items()}
+    energy = like.energy.model_dump(exclude_unset=True)
+    if like.energy.switched_nf is not None:
+        factors["energy.switched_nf"] = cores
+        energy["switched_nf"] = like.energy.switched_nf * cores
+    how = {
+        path: f"as {like.name}, times {factor:.4g} for the cores and lanes of this one: {like.source(path)}"
+        for path, factor in factors.items()
+        if factor != 1
+    }
+    return {"peak_ops_per_s": peaks, "energy": energy}, how
+
+
+def _spec(
+    name: str, title: str, processor: str, runtime: str, facts: Mapping[str, Any], teller: str, agent: AgentAddress | None = None
+) -> DeviceSpec:  # fmt: skip
     known = {key: value for key, value in facts.items() if key in SOURCES}
-    fixed = {"name": name, "title": title, "kind": "cpu", "processor": processor, "measured": True, "runtime": runtime}
+    fixed = {"name": name, "title": title, "kind": "cpu", "processor": processor, "measured": True, "runtime": runtime, "agent": agent}
     sources = {key: f"{teller}{SOURCES[key]}" for key in known}
     return DeviceSpec.model_validate({**fixed, "precisions": ("fp32", "int8"), **known, "sources": sources})
 

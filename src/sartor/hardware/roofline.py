@@ -117,15 +117,15 @@ class Roofline:
         if peak is None or bandwidth is None:
             missing = f"peak_ops_per_s.{precision}" if peak is None else "bandwidth_bytes_per_s"
             raise UserError(f"expected {missing} of the device {spec.name} for its roofline, got none: add it to the device file")
-        if not 1 <= threads <= spec.cores and spec.kind == "cpu":
+        if not 1 <= threads <= spec.cores and spec.threaded:
             raise UserError(f"expected threads between 1 and the {spec.cores} cores of {spec.name}, got {threads}")
-        share = threads / spec.cores if spec.kind == "cpu" else 1.0
+        share = spec.share(threads)
         prior = (
             Parameters()
             if spec.overhead_us is None
             else Parameters(op_us=max(spec.overhead_us, 0.01), call_us=5 * max(spec.overhead_us, 0.01))
         )
-        near, near_per_s = _cache(spec, precision, threads if spec.kind == "cpu" else spec.cores)
+        near, near_per_s = _cache(spec, precision, threads if spec.threaded else spec.cores)
         return cls(
             peak * share, bandwidth, precision, runtime or spec.runtime, spec.lanes.get(precision, 1), prior,
             name=spec.name, cache_bytes=near, cache_bytes_per_s=near_per_s,

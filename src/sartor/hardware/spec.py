@@ -19,8 +19,10 @@ from sartor.errors import UserError
 if TYPE_CHECKING:
     from sartor.hardware.graph import Op
 
+Level = Literal["unsupported", "unfriendly"]
 Precision = Literal["fp32", "fp16", "bf16", "int16", "int8"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+NAME = r"[a-z0-9][a-z0-9_.-]{0,62}"  # of a device, which is that of its file too
 ESTIMATE = "estimate"  # a source that begins so names no document: it gives the reasoning instead
 _PLAIN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 MEMORIES = ("dram", "sram")
@@ -50,8 +52,9 @@ class Energy(BaseModel):
     """Coefficients of `sum C·V²·f·activity·T_op + P_static·T`.
 
     `switched_nf` is the capacitance that all cores together switch per cycle at full activity, in nF; `static_w` what is drawn whether
-    or not anything runs. `pj_per_op` (by precision; a MAC is two operations) and `pj_per_byte` (by memory: dram, sram) are the
-    alternative where no voltage is known.
+    or not anything runs. `pj_per_op` (by precision; a MAC is two operations) is the alternative where no voltage is known. `pj_per_byte`
+    (by memory: dram, sram) is what moving data costs besides; memory on the chip switches with it, so `sram` cannot stand beside
+    `switched_nf`.
     """
 
     model_config = _PLAIN
@@ -67,6 +70,8 @@ class Energy(BaseModel):
             for key, value in getattr(self, name).items():
                 if key not in known or not value > 0:
                     raise ValueError(f"{name}: expected positive numbers by {', '.join(known)}, got {key} = {value}")
+        if self.switched_nf is not None and "sram" in self.pj_per_byte:
+            raise ValueError("pj_per_byte: expected dram alone beside switched_nf, which counts the chip's own memory, got sram as well")
         return self
 
 
@@ -97,12 +102,12 @@ class DeviceSpec(BaseModel):
     `lanes`, `peak_ops_per_s` are by precision; peaks are those of the whole device with all `cores` at its top
     frequency, and a multiply-accumulate counts as two operations. `bandwidth_bytes_per_s` is what all cores together get out of main
     memory (of the SRAM that holds the activations, on a microcontroller). `overhead_us` is the runtime's fixed cost for each op.
-    `unsupported` and `unfriendly` map a pattern to the reason (see `objection`): the first do not run there, the second run badly.
+    `unsupported` and `unfriendly` map a pattern to the reason (see `objections`): the first do not run there, the second run badly.
     """
 
     model_config = _PLAIN
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,62}$")
+    name: str = Field(pattern=f"^{NAME}$")
     title: str = Field(min_length=1)
     kind: Literal["cpu", "gpu", "dsp", "mcu", "accelerator"]
     processor: str = ""
@@ -128,6 +133,8 @@ class DeviceSpec(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> DeviceSpec:
+        if self.measured and self.agent is None and self.name != "host":
+            raise ValueError("measured: expected an agent, which alone can measure the device, got none: leave it out, or false")
         for name in ("lanes", "peak_ops_per_s"):
             values: Mapping[str, float] = getattr(self, name)
             for precision, value in values.items():
@@ -148,6 +155,15 @@ class DeviceSpec(BaseModel):
         """Top frequency of the clock."""
         return self.frequencies[-1].mhz * 1e6 if self.frequencies else None
 
+    @property
+    def threaded(self) -> bool:
+        """Whether a thread takes a core, as on a CPU and a microcontroller; other kinds spread every op over all their cores."""
+        return self.kind in ("cpu", "mcu")
+
+    def share(self, threads: int) -> float:
+        """Share of the cores that so many threads keep busy."""
+        return min(1.0, threads / self.cores) if self.threaded else 1.0
+
     def source(self, path: str) -> str | None:
         """Source of the number at a dotted path such as `peak_ops_per_s.int8`: its own, or that of what contains it."""
         parts = path.split(".")
@@ -158,19 +174,18 @@ class DeviceSpec(BaseModel):
         """Whether the number at a dotted path is reasoned, not documented."""
         return (self.source(path) or "").lower().startswith(ESTIMATE)
 
-    def objection(self, op: Op) -> tuple[Literal["unsupported", "unfriendly"], str] | None:
-        """Why the device does not run, or runs badly, an op; None when nothing is known against it.
+    def objections(self, op: Op) -> list[tuple[Level, str, str]]:
+        """(level, pattern, reason) of everything that is known against an op on the device, what does not run first.
 
         Patterns: an op kind (`se`, `resize`), `act:hardswish`, `conv:depthwise`, `conv:grouped` (groups > 1, not depthwise),
         `conv:dilated`, `conv:kernel>5`.
         """
-        for pattern, reason in self.unsupported.items():
-            if matches(pattern, op):
-                return "unsupported", reason
-        for pattern, reason in self.unfriendly.items():
-            if matches(pattern, op):
-                return "unfriendly", reason
-        return None
+        tables: tuple[tuple[Level, dict[str, str]], ...] = (("unsupported", self.unsupported), ("unfriendly", self.unfriendly))
+        return [(level, pattern, reason) for level, table in tables for pattern, reason in table.items() if matches(pattern, op)]
+
+    def objection(self, op: Op) -> tuple[Level, str] | None:
+        """The first of `objections`, as (level, reason); None when nothing is known against the op."""
+        return next(((level, reason) for level, _, reason in self.objections(op)), None)
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude_none=True)
@@ -210,7 +225,7 @@ def read(path: Path | str) -> DeviceSpec:
 
 
 def matches(pattern: str, op: Op) -> bool:
-    """Whether an op is one of those a pattern of `DeviceSpec.objection` names."""
+    """Whether an op is one of those a pattern of `DeviceSpec.objections` names."""
     kind, detail = _parse_pattern(pattern)
     if kind == "act":
         gate = "hardsigmoid" if op.kind == "se" and not op.act else op.act

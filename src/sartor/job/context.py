@@ -286,7 +286,7 @@ class Job:
     def _op_mj(self, op: Op) -> float:
         """Dynamic energy of an op in mJ, at the table's time and the share of the device's cores that work."""
         assert self.energy is not None and self.spec is not None
-        return self.energy.op_mj(op, self.price(op), min(1.0, self.request.threads / self.spec.cores))
+        return self.energy.op_mj(op, self.price(op), self.spec.share(self.request.threads))
 
     @cached_property
     def _dynamic_costs(self) -> CostModel:

@@ -18,7 +18,8 @@ from sartor.job.context import Job
 from sartor.job.further import Prices, timings
 from sartor.spaces.mcu import Feasible, choose_space
 from sartor.spaces.mobile import MobileNet
-from sartor.spaces.restrict import Removed, conform, summary
+from sartor.spaces.restrict import conform, summary
+from sartor.spaces.rules import Removed
 
 if TYPE_CHECKING:
     from sartor.deploy.verify import Test
@@ -93,9 +94,10 @@ def _restrict(job: Job) -> dict[str, Any]:
     """The labels that are left of each choice on every device that is described, what was removed, and sentences that say so."""
     space, removed, said = job.net.space, list[Removed](), list[str]()
     for spec in job.specs:
-        (job.net.space, more), given_up = conform(job.net, spec, job.request.precision)
-        removed += more
-        said += summary(more, given_up, spec)
+        found, given_up = conform(job.net, spec, job.request.precision)
+        job.net.space = found.restricted
+        removed += found.removed
+        said += summary(found.removed, given_up, spec, found.kept)
     left = job.net.space
     keep = {
         name: [space.choices[name][i] for i in indices] for name, indices in left.allowed.items() if tuple(indices) != space.allowed[name]

@@ -20,7 +20,7 @@ def energy_record(model: Roofline, times: Sequence[OpTime], spec: DeviceSpec, pr
     from sartor.hardware.energy import energy_model
 
     coefficients = energy_model(spec, precision)
-    share = min(1.0, threads / spec.cores) if spec.kind == "cpu" else 1.0  # of the cores, and so of the switching
+    share = spec.share(threads)  # of the cores, and so of the switching
     call_us, op_us = model.parameters.call_us, model.parameters.op_us
     latency_ms = (sum(one.us for one in times) + call_us) / 1e3
     found = coefficients.energy([(one.op, one.us / 1e3) for one in times], latency_ms, share)
@@ -29,7 +29,8 @@ def energy_record(model: Roofline, times: Sequence[OpTime], spec: DeviceSpec, pr
     if spec.energy.switched_nf is not None and spec.frequency_hz is not None and clocks:
         cycles = spec.frequency_hz / 1e6  # of a microsecond
         work = [Work(call_us * cycles)]
-        work += [part for one in times for part in (Work(op_us * cycles), Work(one.compute_us * cycles, one.memory_us / 1e6))]
+        for one in times:
+            work += [Work(op_us * cycles), Work(one.compute_us * cycles, one.memory_us / 1e6, coefficients.traffic_mj(one.op))]
         points = sweep(work, clocks, switched_nf=spec.energy.switched_nf * share, static_w=spec.energy.static_w or 0.0)
         if coefficients.power_w is not None:
             found = points[-1].energy  # the same, with the call's own switching

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sartor.errors import UserError
-from sartor.hardware.runtimes.setup import Loaded, Setup
+from sartor.hardware.runtimes.setup import Loaded, Setup, draw
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -62,7 +62,7 @@ def open_session(model: Path | str | bytes, threads: int = 1, *, optimise: bool 
 
 
 def synthetic_input(session: ort.InferenceSession, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """Random images for a session's inputs: float inputs standard normal, integers over 0..126; free dimensions become `batch`.
+    """Random images for a session's inputs, as `sartor.hardware.runtimes.setup.draw` makes them; free dimensions become `batch`.
 
     Raises UserError for inputs that are no arrays of numbers, and for free dimensions other than the first.
     """
@@ -78,10 +78,8 @@ def synthetic_input(session: ort.InferenceSession, batch: int = 1, seed: int = 0
         if not free and item.shape and item.shape[0] != batch:
             raise UserError(f"expected batch {item.shape[0]}, which the file fixes for input {item.name!r}, got batch {batch}")
         shape = [batch if place in free else size for place, size in enumerate(item.shape)]
-        kind = kinds[item.type]
         try:
-            values = rng.standard_normal(shape) if np.issubdtype(kind, np.floating) else rng.integers(0, 127, shape)
-            feeds[item.name] = values.astype(kind)
+            feeds[item.name] = draw(rng, shape, kinds[item.type])
         except (MemoryError, ValueError):
             raise UserError(f"expected inputs that fit into memory, got shape {shape} for input {item.name!r}: out of memory") from None
     return feeds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,8 +61,13 @@ class Loaded:
 
 
 def image(shape: tuple[int, ...], seed: int, dtype: Any = np.float32) -> np.ndarray:
-    """The random input that a file is measured with: floats standard normal, integers over their lower half."""
-    rng = np.random.default_rng(seed)
+    """The random input that a file is measured with, see :func:`draw`."""
+    return draw(np.random.default_rng(seed), shape, dtype)
+
+
+def draw(rng: np.random.Generator, shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """Random values: floats standard normal, integers of 8 bits over all that they hold, others, which may be indices, over 0..126."""
     if np.issubdtype(dtype, np.floating):
         return np.asarray(rng.standard_normal(shape).astype(dtype))
-    return np.asarray(rng.integers(0, 127, shape).astype(dtype))
+    ends = np.iinfo(dtype) if np.dtype(dtype) in (np.uint8, np.int8) else None
+    return np.asarray(rng.integers(0 if ends is None else ends.min, 127 if ends is None else ends.max + 1, shape).astype(dtype))
