@@ -13,6 +13,7 @@ import typer
 
 from sartor import __version__
 from sartor.bench.command import bench
+from sartor.deploy.calibrate_device import calibrate
 from sartor.deploy.check_device import check
 from sartor.deploy.devices import Folder, devices, use_folder
 from sartor.deploy.train_cells import train
@@ -181,6 +182,7 @@ app.command()(profile)
 
 
 devices.command()(check)
+devices.command()(calibrate)
 app.add_typer(devices, name="devices")
 
 

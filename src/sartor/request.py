@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from sartor.errors import UserError
 from sartor.goals import Goals, metric_name, parse_limit
 from sartor.hardware.device import cores
-from sartor.hardware.devices import HOST, find, names
+from sartor.hardware.devices import HOST, check_threads, find, names
 from sartor.hardware.platforms import Platform, check_platform_goals, parse_platform
 
 CONFIG = "config.json"
@@ -132,10 +132,7 @@ class SearchRequest(BaseModel):
     @field_validator("threads")
     @classmethod
     def _cores(cls, threads: int, info: Any) -> int:
-        device = info.data.get("device", HOST)
-        there, whose = (cores(), "this machine") if device == HOST else (find(device).cores, device)
-        if threads > there:
-            raise UserError(f"threads: expected at most {there}, the cores of {whose}, but got {threads}.")
+        check_threads(info.data.get("device", HOST), threads)
         return threads
 
     @field_validator("platforms")

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from sartor.cli import main
+from sartor.hardware.devices import find
+from sartor.hardware.dvfs import scale
+from sartor.hardware.onnx_graph import onnx_graph
 
 from .running import Running, agent, token_file
 
@@ -110,6 +113,9 @@ def test_energy_and_the_states_of_the_clock_are_told(away: Path, capsys: pytest.
         assert energy["static_mj"] == pytest.approx(2.1 * record["roofline"]["latency_ms"])
         assert all(state["edp_mj_ms"] == pytest.approx(state["total_mj"] * state["latency_ms"]) for state in states)
         assert energy["best_mhz"] == min(states, key=lambda state: state["edp_mj_ms"])["mhz"]
+        points = scale(onnx_graph(file), find("raspberry-pi-4"), "fp32", threads=threads)  # the manual says that these are the same
+        assert [point.energy.total_mj for point in points] == pytest.approx([state["total_mj"] for state in states])
+        assert [point.latency_ms for point in points] == pytest.approx([state["latency_ms"] for state in states])
     assert main(["profile", str(file), "--device", "raspberry-pi-4", "--out", str(away / "out")]) == 0
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "Modelled energy" in said and "no power meter has confirmed it" in said and "the least at" in said

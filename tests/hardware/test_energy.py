@@ -61,6 +61,20 @@ def test_clock_scaling_agrees_with_a_case_solved_by_hand() -> None:
         best_point([])
 
 
+def test_the_work_of_an_op_is_its_cycles_at_the_top_clock_beside_its_traffic() -> None:
+    """At half the clock the call, the runtime's part and the arithmetic take twice as long, the traffic as long as before."""
+    board = find("raspberry-pi-4")
+    model = Roofline.of(board, "fp32")
+    one = model.time(CONV)
+    call, own, op = works([one], model, board)
+    top = board.frequency_hz
+    assert call.seconds(top / 2) == pytest.approx(2e-6 * model.parameters.call_us) and call.memory_s == own.memory_s == 0
+    assert own.seconds(top / 2) == pytest.approx(2e-6 * model.parameters.op_us)
+    assert op.cycles / top == pytest.approx(1e-6 * one.compute_us) and op.memory_s == pytest.approx(1e-6 * one.memory_us)
+    with pytest.raises(UserError, match="needs frequencies"):
+        works([one], model, board.model_copy(update={"frequencies": ()}))
+
+
 @given(st.lists(st.tuples(positive, positive), min_size=1, max_size=6), st.floats(0.1, 12.0))
 def test_best_point_is_the_minimum_over_all(pairs: list[tuple[float, float]], deadline: float) -> None:
     points = [OperatingPoint(1e9, 1.0, Energy(e, 0.0, t)) for e, t in pairs]
@@ -91,8 +105,12 @@ def test_shipped_devices_have_models_where_their_files_say_enough() -> None:
     assert energy_model(board, state=0).power_w < energy_model(board).power_w
     points = scale([CONV] * 3, board)
     assert [p.hz for p in points] == [s.mhz * 1e6 for s in board.frequencies] and points[0].latency_ms > points[-1].latency_ms
-    total = sum(w.seconds(board.frequency_hz) for w in works([CONV] * 3, board))
-    assert points[-1].latency_ms == pytest.approx(1e3 * total)
+    model = Roofline.of(board)
+    total = sum(w.seconds(board.frequency_hz) for w in works([model.time(CONV)] * 3, model, board))
+    assert points[-1].latency_ms == pytest.approx(1e3 * total) == pytest.approx(model.predict([CONV] * 3))
+    (four,) = scale([CONV] * 3, board, threads=4)[-1:]
+    power_w = [p.energy.dynamic_mj / p.latency_ms for p in (points[-1], four)]
+    assert power_w[1] == pytest.approx(4 * power_w[0]) and four.latency_ms < points[-1].latency_ms
     chip = find("stm32f746")
     assert has_energy(chip) and energy_model(chip).pj_per_op == chip.energy.pj_per_op["int8"]
     assert not has_energy(chip, "fp32")
@@ -104,7 +122,7 @@ def test_shipped_devices_have_models_where_their_files_say_enough() -> None:
 
 def test_values_of_sixteen_bits_take_two_bytes() -> None:
     chip = find("eyeriss")
-    assert works([CONV], chip, "int16")[0].memory_s == pytest.approx(CONV.traffic(2, 2) / chip.bandwidth_bytes_per_s)
+    assert Roofline.of(chip, "int16").time(CONV).bytes == CONV.traffic(2, 2)
     assert energy_model(chip, "int16").bytes_per_value == 2
 
 
@@ -123,8 +141,9 @@ def test_traffic_to_another_chip_is_paid_beside_the_switching() -> None:
     switching = chip.energy.switched_nf * state.volts**2 * state.mhz / 1e3 * 2.0
     assert model.op_mj(CONV, latency_ms=2.0) == pytest.approx(switching + traffic) and traffic > 0
     slow, fast = scale([CONV], chip, "int16")[:: len(chip.frequencies) - 1]
+    roofline = Roofline.of(chip, "int16")
     for point in (slow, fast):
-        cycles = works([CONV], chip, "int16")[0].seconds(point.hz) * point.hz
+        cycles = sum(one.seconds(point.hz) for one in works([roofline.time(CONV)], roofline, chip)) * point.hz
         assert point.energy.dynamic_mj == pytest.approx(1e3 * chip.energy.switched_nf * 1e-9 * point.volts**2 * cycles + traffic)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import lru_cache
 
@@ -12,7 +13,8 @@ from sartor.errors import UserError
 from sartor.hardware import Op, OpGraph, trace
 from sartor.hardware.devices import find
 from sartor.hardware.peaks import probe_roofline
-from sartor.hardware.roofline import Parameters, Roofline, Workload
+from sartor.hardware.probing import PROBED
+from sartor.hardware.roofline import REACHED, Parameters, Roofline, Workload
 
 from .nets import random_net
 
@@ -152,6 +154,17 @@ def test_a_device_file_gives_an_uncalibrated_model() -> None:
         Roofline.of(spec, "int8", threads=5)
 
 
+def test_rates_that_were_probed_are_not_discounted_again() -> None:
+    spec = find("raspberry-pi-4")
+    where = {key: text for key, text in spec.sources.items() if not key.startswith("peak_ops_per_s")}
+    peak = {"peak_ops_per_s": f"{PROBED} with onnxruntime, 4 threads: dense 3x3 convolutions"}
+    both = {**peak, "bandwidth_bytes_per_s": f"as other: {PROBED} with onnxruntime"}
+    half, full = (Roofline.of(spec.model_copy(update={"sources": {**where, **more}})).parameters for more in (peak, both))
+    plain = Roofline.of(spec).parameters
+    assert half == replace(plain, dense=REACHED.dense, pointwise=REACHED.pointwise, depthwise=REACHED.depthwise)
+    assert full == replace(half, efficiency=1.0) and full.op_us == spec.overhead_us
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_this_machine_probes_itself(precision: str) -> None:
     model = probe_roofline(precision, seconds=0.01)
@@ -162,8 +175,12 @@ def test_this_machine_probes_itself(precision: str) -> None:
 
 
 def test_record_and_refusals() -> None:
-    fitted = MODEL.calibrate([(graph, 1.0) for graph in graphs()[:4]])
-    assert Roofline.from_json(fitted.to_json()) == fitted
+    pairs = [(graph, 1.0) for graph in graphs()[:4]]
+    fitted = MODEL.calibrate(pairs)
+    again = Roofline.from_json(json.loads(json.dumps(fitted.to_json(), allow_nan=False)))
+    assert again == fitted
+    assert again.calibrate(pairs) == fitted == fitted.calibrate(pairs)  # from the same priors, not from what was fitted before
+    assert Roofline.from_json({key: value for key, value in fitted.to_json().items() if key != "prior"}) == fitted  # as older files are
     with pytest.raises(UserError, match="as to_json writes it"):
         Roofline.from_json({"precision": "fp32"})
     with pytest.raises(UserError, match="positive latencies"):

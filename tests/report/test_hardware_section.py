@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, save
 
+from sartor.hardware.kept import save_roofline
 from sartor.hardware.roofline import Roofline
 from sartor.report.hardware_section import hardware, write_pictures
-from sartor.report.profiling import save_roofline
 
 
 @pytest.fixture

@@ -10,12 +10,17 @@ from onnx import TensorProto, helper, numpy_helper, save
 from sartor.cli import main
 from sartor.errors import UserError
 from sartor.hardware import Op, OpGraph
+from sartor.hardware.devices import find
+from sartor.hardware.devices.text import write
+from sartor.hardware.kept import load_roofline, save_roofline
 from sartor.hardware.memory import timeline
-from sartor.hardware.roofline import Roofline
+from sartor.hardware.probing import PROBED
+from sartor.hardware.roofline import REACHED, Roofline
 from sartor.hardware.runtimes import Setup
+from sartor.hardware.spec import DeviceSpec
 from sartor.report.hardware_plots import memory_png, roofline_png, scatter_png
 from sartor.report.profile_page import profile_page, write_profile
-from sartor.report.profiling import load_roofline, profile, save_roofline
+from sartor.report.profiling import profile
 
 PNG = b"\x89PNG"
 
@@ -114,11 +119,47 @@ def test_the_command_line_writes_and_prints(file: Path, tmp_path: Path, capsys: 
         (["--limit", "latency_ms=2"], "expected peak_bytes"),
         (["--shape", "3by4"], "expected sizes such as"),
         (["--threads", "0"], "threads of at least 1"),
+        (["--threads", "100000"], "threads: expected at most"),
+        (["--device", "raspberry-pi-4", "--threads", "9"], "threads: expected at most 4, the cores of raspberry-pi-4, but got 9"),
     ],
 )
 def test_bad_options_are_refused(file: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", str(file), *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_cannot_be_had_has_a_reason(file: Path) -> None:
+    for setup, device, words in (
+        (Setup(), "host", "none was measured yet for fp32 and 1 thread(s)"),
+        (Setup(batch=2), "host", "of onnxruntime and 2 image(s)"),
+        (Setup(), "raspberry-pi-4", "nothing is measured on raspberry-pi-4"),
+    ):
+        record = profile(file, setup=setup, device=device, seconds=0.05).record
+        assert record["table"] is None and sum(words in note for note in record["notes"]) == 1
+
+
+@pytest.mark.parametrize("content", [b"{}", b"", b"\x08\x09"])
+def test_a_file_that_is_no_onnx_is_refused_for_a_described_device_too(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "n.onnx").write_bytes(content)
+    for device in ("host", "raspberry-pi-4"):
+        assert main(["profile", str(tmp_path / "n.onnx"), "--device", device]) == 2
+        said = capsys.readouterr()
+        assert not said.out and "n.onnx" in said.err and said.err.count("\n") == 1
+
+
+def test_what_devices_probe_measured_comes_before_what_an_earlier_profile_probed(file: Path, cache: Path) -> None:
+    """The fixture keeps a roofline of this machine, as an earlier profile would have."""
+    assert profile(file, setup=Setup(), seconds=0.05).record["roofline"]["model"]["peak_ops_per_s"] == 1e11
+    source = {"peak_ops_per_s": f"{PROBED} with onnxruntime", "bandwidth_bytes_per_s": f"{PROBED} with onnxruntime"}
+    figures = {"peak_ops_per_s": {"fp32": 2e11, "int8": 4e11}, "bandwidth_bytes_per_s": 3e10}
+    spec = find("host")
+    probed = DeviceSpec.model_validate({**spec.model_dump(exclude_unset=True), **figures, "sources": {**spec.sources, **source}})
+    write(probed, cache.parent / "devices")
+    model = profile(file, setup=Setup(), seconds=0.05).record["roofline"]["model"]
+    assert model["peak_ops_per_s"] == pytest.approx(2e11 / spec.cores) and model["bandwidth_bytes_per_s"] == 3e10
+    assert model["parameters"]["dense"] == REACHED.dense and model["parameters"]["efficiency"] == REACHED.efficiency == 1.0
 
 
 def test_pictures_repeat_and_refuse_emptiness() -> None:

@@ -34,6 +34,12 @@ def devices_command(
     use_folder(folder)
     if context.invoked_subcommand is None:
         _print_list(precision, threads, as_json)
+        return
+    for name, option in (("as_json", "--json"), ("precision", "--precision"), ("threads", "--threads")):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            which = context.invoked_subcommand
+            raise UserError(f"{option}: expected after `sartor devices {which}`, not before {which!r}, where only --devices-dir is read.")
 
 
 @devices.command("list")
@@ -82,6 +88,10 @@ def add(
     if url is None:
         if not name.endswith(".toml"):
             raise UserError(f"device: expected --url, the address of an agent, or a device file ending in .toml, got {name!r}")
+        idle = {"--token-file": token_file, "--certificate": certificate, "--like": like}
+        for option, value in idle.items():
+            if value is not None:
+                raise UserError(f"{option}: expected only with --url, the address of an agent; the device file {name!r} says it itself.")
         spec = read(name)
     else:
         _check_name(name)  # before the agent is asked, which may take a while

@@ -100,11 +100,14 @@ def fit(pairs: Sequence[Pair]) -> Calibration:
 
 
 def quality(predicted: np.ndarray, measured: np.ndarray) -> Quality:
-    """Share within 10 %, mean absolute percentage error (a fraction) and Kendall's tau-b of predictions (n,) and latencies (n,)."""
+    """Share within 10 %, mean absolute percentage error (a fraction) and Kendall's tau-b of predictions (n,) and latencies (n,).
+
+    The tau of what ranks nothing, such as equal latencies, is 0.
+    """
     from scipy.stats import kendalltau
 
-    error = np.abs(predicted / measured - 1)
-    return Quality(float(np.mean(error <= 0.1)), float(np.mean(error)), float(kendalltau(predicted, measured).statistic), len(measured))
+    error, tau = np.abs(predicted / measured - 1), float(kendalltau(predicted, measured).statistic)
+    return Quality(float(np.mean(error <= 0.1)), float(np.mean(error)), tau if np.isfinite(tau) else 0.0, len(measured))
 
 
 def _solve(design: np.ndarray, strength: float) -> np.ndarray:

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from sartor.errors import UserError
 from sartor.hardware.energy import Energy, pj_per_byte
-from sartor.hardware.graph import Op
+from sartor.hardware.graph import Op, OpGraph
+from sartor.hardware.roofline import BYTES
 
 if TYPE_CHECKING:
+    from sartor.hardware.roofline import OpTime, Roofline
     from sartor.hardware.spec import DeviceSpec
 
 
@@ -51,23 +53,22 @@ class OperatingPoint:
         return self.energy.latency_ms
 
 
-def works(ops: Iterable[Op], spec: DeviceSpec, precision: str = "int8") -> list[Work]:
-    """Cycles and memory time of ops on a device, from its peak (at its top clock), bandwidth and overhead.
+def works(times: Iterable[OpTime], model: Roofline, spec: DeviceSpec) -> list[Work]:
+    """Cycles and memory time of an inference by the times of its ops at the device's top clock.
+
+    The call, and of each op the runtime's part, are cycles without traffic; the op itself is both.
 
     Raises:
-        UserError: if the device's file gives no peak at that precision, or no frequency.
+        UserError: if the device's file gives no frequency.
     """
-    top, peak = spec.frequency_hz, spec.peak_ops_per_s.get(precision)
-    if top is None or peak is None:
-        raise UserError(f"device {spec.name}: scaling its clock needs frequencies and peak_ops_per_s.{precision} in its file")
-    size = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2}.get(precision, 4)
-    overhead = (spec.overhead_us or 0.0) * 1e-6 * top
-    bandwidth = spec.bandwidth_bytes_per_s
-    mj_per_byte = 1e-9 * pj_per_byte(spec)
-    found = []
-    for op in ops:
-        moved = op.traffic(size, size)
-        found.append(Work(2 * op.macs * top / peak + overhead, moved / bandwidth if bandwidth else 0.0, moved * mj_per_byte))
+    if spec.frequency_hz is None:
+        raise UserError(f"device {spec.name}: scaling its clock needs frequencies in its file")
+    cycles = spec.frequency_hz / 1e6  # of a microsecond
+    size, mj_per_byte = BYTES[model.precision], 1e-9 * pj_per_byte(spec)
+    own = Work(model.parameters.op_us * cycles)
+    found = [Work(model.parameters.call_us * cycles)]
+    for one in times:
+        found += [own, Work(one.compute_us * cycles, one.memory_us / 1e6, one.op.traffic(size, size) * mj_per_byte)]
     return found
 
 
@@ -105,15 +106,33 @@ def best_point(points: Sequence[OperatingPoint], deadline_ms: float | None = Non
     return min(kept, key=lambda p: (p.energy.edp_mj_ms, p.latency_ms))
 
 
-def scale(ops: Iterable[Op], spec: DeviceSpec, precision: str = "int8", *, stalled: float = 1.0) -> list[OperatingPoint]:
-    """Every state of a device's clock whose voltage is known, with energy and latency of a network in it.
+def operating_points(
+    times: Iterable[OpTime], model: Roofline, spec: DeviceSpec, threads: int = 1, *, stalled: float = 1.0
+) -> list[OperatingPoint]:
+    """An inference whose ops take these times at the top clock, in every state of the clock whose voltage is known.
 
-    Raises:
-        UserError: if its file lacks voltages, energy.switched_nf, or what :func:`works` needs.
+    None where the device's file lacks voltages or energy.switched_nf.
     """
     states = [(state.mhz * 1e6, state.volts) for state in spec.frequencies if state.volts is not None]
     if not states or spec.energy.switched_nf is None:
+        return []
+    switched = spec.energy.switched_nf * spec.share(threads)
+    return sweep(works(times, model, spec), states, switched_nf=switched, static_w=spec.energy.static_w or 0.0, stalled=stalled)
+
+
+def scale(
+    ops: OpGraph | Sequence[Op], spec: DeviceSpec, precision: str = "int8", *, threads: int = 1, stalled: float = 1.0
+) -> list[OperatingPoint]:
+    """Every state of a device's clock whose voltage is known, with energy and latency of a network in it, as `sartor profile` tells them.
+
+    Raises:
+        UserError: if its file lacks voltages, energy.switched_nf, or what a roofline needs.
+    """
+    from sartor.hardware.kept import device_roofline
+
+    graph = ops if isinstance(ops, OpGraph) else OpGraph(tuple(ops), ops[0].in_shape)
+    model = device_roofline(spec, precision, threads)
+    points = operating_points(model.times(graph), model, spec, threads, stalled=stalled)
+    if not points:
         raise UserError(f"device {spec.name}: scaling its clock needs frequencies with volts and energy.switched_nf in its file")
-    return sweep(
-        works(ops, spec, precision), states, switched_nf=spec.energy.switched_nf, static_w=spec.energy.static_w or 0.0, stalled=stalled
-    )  # fmt: skip
+    return points

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from sartor.errors import UserError
 from sartor.hardware.device import Identity
 from sartor.hardware.graph import Op, OpGraph, Shape
+from sartor.hardware.kept import device_roofline
 from sartor.hardware.measure import Measurement
-from sartor.hardware.roofline import Roofline
 
 if TYPE_CHECKING:
     from sartor.hardware._lower import Quantize
+    from sartor.hardware.roofline import Roofline
     from sartor.hardware.spec import DeviceSpec
     from sartor.hardware.target import Progress
 
@@ -35,9 +36,10 @@ class ModelTable:
         return self.model.session_ms(input_shape)
 
     def predict(self, graph: OpGraph | Sequence[Op], *, measure_missing: bool = False) -> float:
-        """Modelled latency of a network in ms: the ops' sum and the session's constant."""
-        ops, shape = (graph.ops, graph.input_shape) if isinstance(graph, OpGraph) else (tuple(graph), graph[0].in_shape)
-        return sum(self.price(op) for op in ops) + self.session_ms(shape)
+        """Modelled latency of a network in ms as the runtime fuses it. A list of ops has no edges to fuse along: it costs their sum."""
+        if isinstance(graph, OpGraph):
+            return self.model.predict(graph)
+        return sum(self.price(op) for op in graph) + self.session_ms(graph[0].in_shape)
 
     def ensure(self, ops: Iterable[Op], *, input_shapes: Iterable[Shape] = (), progress: Progress | None = None) -> int:
         """Nothing is missing: 0 entries were added."""
@@ -72,8 +74,8 @@ class ModelledDevice:
         return {"name": self.name, **identity, "cores": self.spec.cores, "system": self.spec.title, "measured": False}
 
     def roofline(self, precision: str = "int8", threads: int = 1) -> Roofline:
-        """Raises UserError when the file lacks what a roofline needs."""
-        return Roofline.of(self.spec, precision, threads)
+        """As calibrated for the device, otherwise of its file. Raises UserError when the file lacks what a roofline needs."""
+        return device_roofline(self.spec, precision, threads)
 
     def measure_many(
         self, files: Sequence[Path | str], *, threads: int = 1, batch: int = 1, seconds: float = 1.0, seed: int = 0,
@@ -87,8 +89,8 @@ class ModelledDevice:
         found = []
         for number, file in enumerate(files):
             graph = onnx_graph(file)
-            table = ModelTable(self.roofline(precision_of(graph), threads), self.identity(precision_of(graph), threads))
-            ms = table.predict(graph)
+            identity = self.identity(precision_of(graph), threads)
+            ms = self.roofline(identity.precision, threads).predict(graph)
             found.append(Measurement(ms, ms, ms, ms, ms, runs=0, cpu_ms=ms, drift=0.0, noisy=False))
             if progress is not None:
                 progress("model", number + 1, len(files))
@@ -98,8 +100,14 @@ class ModelledDevice:
         return ModelTable(self.roofline(identity.precision, identity.threads), identity)
 
 
-def note(spec: DeviceSpec) -> str:
-    """One sentence for whatever shows figures of a modelled device."""
+def note(spec: DeviceSpec, model: Roofline | None = None) -> str:
+    """One sentence for whatever shows figures of a modelled device. `model` is what they come from, where it is known."""
+    if model is not None and model.calibrated:
+        off = "" if model.quality is None else f", each of which it predicts with a mean error of {model.quality.mape:.0%} when left out"
+        return (
+            f"No latency of {spec.title} was measured: its figures are those of a roofline model calibrated on {model.networks} networks "
+            f"that were measured on it{off}."
+        )
     return (
         f"No latency of {spec.title} was measured: its figures are those of a roofline model made from the numbers in its device "
         f"file, and say which network is faster rather than how fast it is."

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sartor.hardware.graph import Op
-from sartor.hardware.roofline import BYTES, Parameters, Roofline
+from sartor.hardware.roofline import BYTES, REACHED, Roofline
 
 if TYPE_CHECKING:
     from sartor.hardware._lower import Quantize
@@ -53,6 +53,5 @@ def probe_roofline(
     size = BYTES[precision]
     bandwidth = 1e6 * STREAM.traffic(size, size) / us[STREAM.signature]
     overhead = us[TINY.signature]
-    # The peak is one that the runtime reached itself: dense convolutions come near it.
-    prior = Parameters(dense=0.7, pointwise=0.6, depthwise=0.15, efficiency=1.0, op_us=overhead, call_us=max(watch.constant_us, 0.1))
+    prior = replace(REACHED, op_us=overhead, call_us=max(watch.constant_us, 0.1))
     return replace(Roofline(peak, bandwidth, precision, "onnxruntime", lanes, name="host" if bench is None else ""), parameters=prior)

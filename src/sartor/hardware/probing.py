@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sartor.hardware.target import Device, Progress
 
+PROBED = "measured by `sartor devices probe`"  # so begin the sources of what was
 _OPSET, _IR = 17, 8
 
 
@@ -150,10 +151,10 @@ def probe_by_measuring(device: Device, spec: DeviceSpec, effort: Effort | None =
 
 
 def _with_measured(spec: DeviceSpec, values: Mapping[str, float], threads: str, noisy: bool) -> DeviceSpec:
-    how = f"measured by `sartor devices probe` with {spec.runtime}, {threads}" + (", while the machine was not quiet" if noisy else "")
+    how = f"{PROBED} with {spec.runtime}, {threads}" + (", while the machine was not quiet" if noisy else "")
     sources = {key: text for key, text in spec.sources.items() if key.split(".")[0] != "peak_ops_per_s"}
     sources |= {"peak_ops_per_s": f"{how}: dense 3x3 convolutions", "bandwidth_bytes_per_s": f"{how}: an op that only copies"}
-    sources |= {"overhead_us": f"measured by `sartor devices probe` with {spec.runtime}: a chain of ops on eight values"}
+    sources |= {"overhead_us": f"{PROBED} with {spec.runtime}: a chain of ops on eight values"}
     changes = {
         "measured": True,
         "peak_ops_per_s": {"fp32": round(values["fp32"], -6), "int8": round(values["int8"], -6)},

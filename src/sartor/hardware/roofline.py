@@ -59,6 +59,10 @@ class Parameters:
         return cls(*(exp(float(value)) for value in vector))
 
 
+# Against a peak and a bandwidth that the runtime itself reached: dense convolutions come near it.
+REACHED = Parameters(dense=0.7, pointwise=0.6, depthwise=0.15, efficiency=1.0)
+
+
 @dataclass(frozen=True)
 class OpTime:
     """Modelled time of one executed op. `bound` is what decides it: compute, memory or overhead (more than half of the time)."""
@@ -121,9 +125,9 @@ class Roofline:
             raise UserError(f"expected threads between 1 and the {spec.cores} cores of {spec.name}, got {threads}")
         share = spec.share(threads)
         prior = (
-            Parameters()
+            _shares(spec, precision)
             if spec.overhead_us is None
-            else Parameters(op_us=max(spec.overhead_us, 0.01), call_us=5 * max(spec.overhead_us, 0.01))
+            else replace(_shares(spec, precision), op_us=max(spec.overhead_us, 0.01), call_us=5 * max(spec.overhead_us, 0.01))
         )
         near, near_per_s = _cache(spec, precision, threads if spec.threaded else spec.cores)
         return cls(
@@ -208,13 +212,16 @@ class Roofline:
         nets = [Workload.of(self, graph) for graph, _ in pairs]
         measured_us = np.array([1e3 * latency for _, latency in pairs])
         fitted = _fit(nets, measured_us, prior)
-        found = None
-        if leave_one_out and len(pairs) >= 3:
-            rows = range(len(nets))
-            left_out = [_fit([nets[i] for i in rows if i != row], np.delete(measured_us, row), prior) for row in rows]
-            predicted = np.array([net.us(p.vector()) for net, p in zip(nets, left_out, strict=True)])
-            found = quality(predicted, measured_us)
+        found = quality(self.left_out(pairs), measured_us / 1e3) if leave_one_out and len(pairs) >= 3 else None
         return replace(self, parameters=fitted, quality=found, networks=len(pairs), _prior=prior)
+
+    def left_out(self, pairs: Sequence[tuple[OpGraph, float]]) -> np.ndarray:
+        """Latency in ms of each network of `calibrate`'s pairs (n,) by a fit without it."""
+        prior = self._prior or self.parameters
+        nets = [Workload.of(self, graph) for graph, _ in pairs]
+        measured_us, rows = np.array([1e3 * latency for _, latency in pairs]), range(len(pairs))
+        fits = [_fit([nets[i] for i in rows if i != row], np.delete(measured_us, row), prior) for row in rows]
+        return np.array([net.us(fit.vector()) / 1e3 for net, fit in zip(nets, fits, strict=True)])
 
     def choose(self, graphs: Sequence[OpGraph], count: int = MOST_NETWORKS) -> list[int]:
         """Which networks to measure: greedily D-optimal for the parameters (Fedorov 1972), the most informative first.
@@ -237,15 +244,18 @@ class Roofline:
     def to_json(self) -> dict[str, Any]:
         record = {key: getattr(self, key) for key in ("peak_ops_per_s", "bandwidth_bytes_per_s", "precision", "runtime", "lanes",
                                                       "networks", "name", "cache_bytes", "cache_bytes_per_s")}  # fmt: skip
-        return {**record, "parameters": asdict(self.parameters), "quality": None if self.quality is None else asdict(self.quality)}
+        prior = None if self._prior is None else asdict(self._prior)
+        found = None if self.quality is None else asdict(self.quality)
+        return {**record, "parameters": asdict(self.parameters), "prior": prior, "quality": found}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Roofline:
         """Raises UserError when a field is missing or of a wrong kind."""
         try:
             given = dict(record)
-            parameters, found = Parameters(**given.pop("parameters")), given.pop("quality")
-            return cls(**given, parameters=parameters, quality=None if found is None else Quality(**found))
+            parameters, prior, found = Parameters(**given.pop("parameters")), given.pop("prior", None), given.pop("quality")
+            first = None if prior is None else Parameters(**prior)
+            return cls(**given, parameters=parameters, quality=None if found is None else Quality(**found), _prior=first)
         except (KeyError, TypeError) as error:
             raise UserError(f"expected a roofline as to_json writes it, got an error at {error}") from None
 
@@ -277,6 +287,17 @@ class Workload:
         return np.array([(log(self.us(vector + move)) - log(self.us(vector - move))) / (2 * step) for move in moves])
 
 
+def _shares(spec: DeviceSpec, precision: str) -> Parameters:
+    """Priors of what is reached of the file's figures: nearly all of those that `sartor devices probe` measured, which were reached."""
+    from sartor.hardware.probing import PROBED
+
+    peak, bandwidth = (
+        REACHED if PROBED in (spec.source(path) or "") else Parameters()
+        for path in (f"peak_ops_per_s.{precision}", "bandwidth_bytes_per_s")
+    )
+    return replace(peak, efficiency=bandwidth.efficiency)
+
+
 def _cache(spec: DeviceSpec, precision: str, cores: int) -> tuple[int, float]:
     """Bytes of the last cache (of an accelerator's buffer) for so many cores, and what they get out of it: a vector a cycle each.
 
@@ -294,9 +315,14 @@ def _fit(nets: Sequence[Workload], measured_us: np.ndarray, prior: Parameters) -
     from scipy.optimize import least_squares
 
     centre, target = prior.vector(), np.log(measured_us)
+    counts = np.array([len(net.compute) for net in nets])
+    owner = np.repeat(np.arange(len(nets)), counts)
+    compute, memory, family = (np.concatenate([getattr(net, name) for net in nets]) for name in ("compute", "memory", "family"))
 
-    def residuals(vector: np.ndarray) -> np.ndarray:
-        predicted = np.log([net.us(vector) for net in nets])
+    def residuals(vector: np.ndarray) -> np.ndarray:  # `Workload.us` of all networks at once
+        values = np.exp(vector)
+        busy = np.bincount(owner, np.maximum(compute / values[family], memory / values[3]), len(nets))
+        predicted = np.log(busy + values[4] * counts + values[5])
         return np.concatenate([(predicted - target) / _NOISE, (vector - centre) / _SPREAD])
 
     # The maximum in the model has kinks, and one start may stop at one: a few, spread around the prior, and the best of them.

@@ -13,9 +13,9 @@ from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.hardware.cost import CostModel
 from sartor.hardware.energy import energy_model
-from sartor.hardware.modelled import note
+from sartor.hardware.modelled import ModelTable, note
 from sartor.job.context import Job
-from sartor.job.further import Prices, timings
+from sartor.job.further import Further, Prices, timings
 from sartor.spaces.mcu import Feasible, choose_space
 from sartor.spaces.mobile import MobileNet
 from sartor.spaces.restrict import conform, summary
@@ -138,9 +138,10 @@ def notes(job: Job) -> list[str]:
     """What a report says of the space and the device: what was chosen, left out, and which figures are no measurements."""
     found = [str(job.state.facts["space"]["note"])] if "space" in job.state else []
     found += job.state.facts.get("restriction", {}).get("notes", [])
-    if job.spec is not None and not job.target.measured:
-        found.append(note(job.spec))
-    found += [note(device.spec) for device in job.further if device.spec is not None and device.spec.agent is None]
+    devices: list[Job | Further] = [job, *job.further]
+    for device in devices:
+        if device.spec is not None and device.spec.agent is None and isinstance(device.table, ModelTable):
+            found.append(note(device.spec, device.table.model))
     if job.energy is not None:
         found.append("Energy is that of a model made from the device's file; no power meter has confirmed it.")
     if wants_tflite(job) and not _converter():

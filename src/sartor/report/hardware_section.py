@@ -10,7 +10,6 @@ from sartor.errors import UserError
 from sartor.report.files import write_atomically
 from sartor.report.hardware_plots import memory_png, roofline_png
 from sartor.report.markup import Html, join, section, tag
-from sartor.report.profiling import described_roofline
 from sartor.report.promises import limits
 from sartor.report.values import Record, file_safe, mapping, name_of, number, searched
 
@@ -78,6 +77,7 @@ def _graphs(folder: Path, result: Mapping[str, Any]) -> Iterator[tuple[Record, O
 
 
 def _draw(result: Mapping[str, Any], name: str, graph: OpGraph) -> Iterator[tuple[str, bytes]]:
+    from sartor.hardware.kept import described_roofline
     from sartor.hardware.memory import timeline
     from sartor.hardware.onnx_graph import precision_of
 

@@ -16,24 +16,15 @@ def energy_record(model: Roofline, times: Sequence[OpTime], spec: DeviceSpec, pr
     `states` are those of the clock whose voltage is known, each with mhz, volts, latency_ms, total_mj and edp_mj_ms; `best_mhz` is the
     one with the smallest energy-delay product. Raises UserError where the device's file does not tell enough.
     """
-    from sartor.hardware.dvfs import Work, best_point, sweep
+    from sartor.hardware.dvfs import best_point, operating_points
     from sartor.hardware.energy import energy_model
 
     coefficients = energy_model(spec, precision)
-    share = spec.share(threads)  # of the cores, and so of the switching
-    call_us, op_us = model.parameters.call_us, model.parameters.op_us
-    latency_ms = (sum(one.us for one in times) + call_us) / 1e3
-    found = coefficients.energy([(one.op, one.us / 1e3) for one in times], latency_ms, share)
-    clocks = [(state.mhz * 1e6, state.volts) for state in spec.frequencies if state.volts is not None]
-    points = []
-    if spec.energy.switched_nf is not None and spec.frequency_hz is not None and clocks:
-        cycles = spec.frequency_hz / 1e6  # of a microsecond
-        work = [Work(call_us * cycles)]
-        for one in times:
-            work += [Work(op_us * cycles), Work(one.compute_us * cycles, one.memory_us / 1e6, coefficients.traffic_mj(one.op))]
-        points = sweep(work, clocks, switched_nf=spec.energy.switched_nf * share, static_w=spec.energy.static_w or 0.0)
-        if coefficients.power_w is not None:
-            found = points[-1].energy  # the same, with the call's own switching
+    latency_ms = (sum(one.us for one in times) + model.parameters.call_us) / 1e3
+    found = coefficients.energy([(one.op, one.us / 1e3) for one in times], latency_ms, spec.share(threads))
+    points = operating_points(times, model, spec, threads)
+    if points and coefficients.power_w is not None:
+        found = points[-1].energy  # the same, with the call's own switching
     return {
         "dynamic_mj": found.dynamic_mj, "static_mj": found.static_mj, "total_mj": found.total_mj, "edp_mj_ms": found.edp_mj_ms,
         "validated": found.validated,

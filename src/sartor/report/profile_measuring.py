@@ -53,14 +53,11 @@ def check_possible_there(bench: Device, spec: DeviceSpec, setup: Setup, sweep: b
 
 
 def measure_there(
-    file: Path, bench: Device, spec: DeviceSpec, setup: Setup, seconds: float, seed: int, record: dict[str, Any], notes: list[str],
+    file: Path, bench: Device, setup: Setup, seconds: float, seed: int, record: dict[str, Any], notes: list[str],
     progress: Progress | None,
 ) -> None:  # fmt: skip
     """The latency on a board behind an agent, which times whole networks. Of a described device there is nothing to measure."""
     if not bench.measured:
-        from sartor.hardware.modelled import note
-
-        notes.append(note(spec))
         return
     (found,) = bench.measure_many([file], threads=setup.threads, batch=setup.batch, seconds=seconds, seed=seed, progress=progress)
     record["latency"] = found.to_json()

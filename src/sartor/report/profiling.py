@@ -6,8 +6,7 @@ every figure that comes from one.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,19 +43,21 @@ def profile(
     [{name, latency_us}], `graph` {ops, macs, params, precision, input_shape, foreign}, `memory` {peak_bytes, best_order_bytes, exact,
     timeline}, `roofline` {model, latency_ms, quality, ops}, `table` {latency_ms, quality, verdict}, `energy`
     (`sartor.report.profile_energy`), `compatibility`, `sweep`, `notes`.
-    Parts that could not be had are None, with the reason in `notes`.
+    Parts that could not be had are None, with the reason in `notes`; only of energy on this machine, which most know nothing of, no word.
 
     On a device behind an agent the latency is that of its agent, waited for as a search does; of a device that is only described it is
     None, with what the roofline says under `roofline` and the sentence that nothing was measured under `notes`.
 
-    Raises UserError for a file that cannot be measured or read, an unknown device, a runtime that is not installed, and a setting that
-    the device cannot be told.
+    Raises UserError for a file that cannot be measured, or read for a device that is only described, an unknown device, a runtime that is
+    not installed, and a setting that the device cannot be told.
     """
-    from sartor.hardware.devices import HOST, find
+    from sartor.hardware.devices import HOST, check_threads, find
     from sartor.hardware.target import open_device
     from sartor.report.profile_measuring import check_possible_there, measure_here, measure_there
 
-    spec, bench = find(device), open_device(device, progress=progress)
+    spec = find(device)
+    check_threads(device, setup.threads)
+    bench = open_device(device, progress=progress)
     here = device == HOST
     if not here:
         check_possible_there(bench, spec, setup, sweep)
@@ -68,12 +69,13 @@ def profile(
     if here:
         measure_here(file, setup, seconds, seed, sweep, record, notes, progress)
     else:
-        measure_there(file, bench, spec, setup, seconds, seed, record, notes, progress)
-    graph = _graph(file, notes)
+        measure_there(file, bench, setup, seconds, seed, record, notes, progress)
+    graph = _graph(file, bench, notes)
     if graph is None:
         parts = dict.fromkeys(("graph", "memory", "roofline", "table", "energy"))
         return Profile({**record, **parts, "compatibility": [], "notes": notes}, None, (), ())
     from sartor.hardware.compatibility import check
+    from sartor.hardware.modelled import note
     from sartor.hardware.onnx_graph import precision_of
 
     precision = precision_of(graph)
@@ -84,15 +86,19 @@ def profile(
     record["compatibility"] = [str(finding) for finding in check(graph, spec)]
     moments = _memory(graph, precision, limit_bytes, record)
     model, times = _roofline(graph, device, spec, precision, setup, record, notes)
-    tabled = bench.measured and setup.runtime == "onnxruntime" and setup.batch == 1
-    record["table"] = _table(graph, bench, precision, setup.threads) if tabled else None
+    if not bench.measured:
+        notes.insert(0, note(spec, model))
+    record["table"] = _table(graph, bench, precision, setup, notes)
     record["energy"] = None if model is None else _energy(model, times, spec, precision, setup.threads, notes)
     record["notes"] = notes
     return Profile(record, model, times, moments)
 
 
-def _graph(file: Path, notes: list[str]) -> OpGraph | None:
+def _graph(file: Path, bench: Device, notes: list[str]) -> OpGraph | None:
+    """The ops of the file; None, with a note, where they cannot be read but the file was measured."""
     if file.suffix != ".onnx":
+        if not bench.measured:
+            raise UserError(f"FILE.onnx: expected an ONNX file for {bench.name}, which is modelled from the file's ops, got {str(file)!r}.")
         notes.append("Only ONNX files show their ops: there is no roofline and no memory plan.")
         return None
     from sartor.hardware.onnx_graph import onnx_graph
@@ -100,6 +106,8 @@ def _graph(file: Path, notes: list[str]) -> OpGraph | None:
     try:
         return onnx_graph(file)
     except UserError as error:
+        if not bench.measured:
+            raise
         notes.append(f"The ops could not be read, so there is no roofline and no memory plan: {error}")
         return None
 
@@ -120,6 +128,7 @@ def _roofline(
     graph: OpGraph, device: str, spec: Any, precision: str, setup: Setup, record: dict[str, Any], notes: list[str]
 ) -> tuple[Roofline | None, list[OpTime]]:
     from sartor.hardware.devices import HOST
+    from sartor.hardware.kept import device_roofline, host_roofline
     from sartor.hardware.profile import Layer, match
 
     try:
@@ -143,7 +152,10 @@ def _roofline(
             for one, us in zip(times, measured, strict=True)
         ],
     }  # fmt: skip
-    if not model.calibrated:
+    if model.calibrated:
+        verdict = "unknown" if model.quality is None else _verdict(model.quality)
+        notes.append(f"The roofline is calibrated on {model.networks} measured networks. Its quality: {verdict}.")
+    else:
         notes.append("The roofline is not calibrated on measured networks: it says what bounds an op, not how long it takes.")
     return model, times
 
@@ -161,91 +173,37 @@ def _energy(model: Roofline, times: Sequence[OpTime], spec: Any, precision: str,
         return None
 
 
-def device_roofline(spec: Any, precision: str, threads: int) -> Roofline:
-    """The model of a described device: as calibrated and kept for it, otherwise from its file."""
-    from sartor.hardware.roofline import Roofline
-
-    return load_roofline(spec.name, precision, threads) or Roofline.of(spec, precision, min(threads, spec.cores))
-
-
-def described_roofline(device: Mapping[str, Any], precision: str, threads: int) -> Roofline | None:
-    """The model of the device of a result (`device` in result.json) without measuring: as kept for it, or from its file. None otherwise."""
-    from sartor.hardware.devices import find
-    from sartor.hardware.roofline import Roofline
-
-    for key in (device.get("fingerprint"), device.get("name")):
-        kept = load_roofline(str(key), precision, threads) if key and "/" not in str(key) else None
-        if kept is not None:
-            return kept
-    try:
-        spec = find(str(device.get("name")))
-        return Roofline.of(spec, precision, min(threads, spec.cores))
-    except UserError:
-        return None
-
-
-def host_roofline(precision: str, threads: int, spec: Any = None) -> Roofline:
-    """The model of this machine: as kept (calibrated or probed before), from its device file where that has peaks, or probed now."""
-    from sartor.hardware.device import host
-    from sartor.hardware.peaks import probe_roofline
-    from sartor.hardware.roofline import Roofline
-
-    asked = precision if precision in ("fp32", "int8") else "fp32"
-    key = host(asked, threads).fingerprint
-    kept = load_roofline(key, asked, threads)
-    if kept is not None:
-        return kept
-    if spec is not None and asked in spec.peak_ops_per_s and spec.bandwidth_bytes_per_s is not None:
-        return Roofline.of(spec, asked, threads, runtime="onnxruntime")
-    model = probe_roofline(asked, threads, lanes=1 if spec is None else spec.lanes.get(asked, 1))
-    save_roofline(model, key, threads)
-    return model
-
-
-def save_roofline(model: Roofline, key: str, threads: int = 1) -> Path:
-    """Keep a model for a device: `key` is its name, or the fingerprint of this machine's identity."""
-    from sartor.hardware.cache import roofline_path
-    from sartor.report.files import write_atomically
-
-    path = roofline_path(key, model.precision, threads)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(model.to_json()).encode())
-    return path
-
-
-def load_roofline(key: str, precision: str, threads: int = 1) -> Roofline | None:
-    """The model kept for a device, None when there is none that can be read."""
-    from sartor.hardware.cache import roofline_path
-    from sartor.hardware.roofline import Roofline
-
-    path = roofline_path(key, precision, threads)
-    try:
-        return Roofline.from_json(json.loads(path.read_text()))
-    except (OSError, ValueError, UserError):
-        return None
-
-
-def _table(graph: OpGraph, bench: Device, precision: str, threads: int) -> dict[str, Any] | None:
-    """What the device's latency table says, and how good it was on networks left out of its calibration. None without entries."""
-    if precision not in ("fp32", "int8"):
-        return None
+def _table(graph: OpGraph, bench: Device, precision: str, setup: Setup, notes: list[str]) -> dict[str, Any] | None:
+    """What the device's latency table says, and how good it was on networks left out of its calibration. None, with a note, without one."""
     from sartor.hardware.cache import table_path
     from sartor.hardware.table import LatencyTable
 
-    identity = bench.identity(precision, threads)
-    path = table_path(identity)
-    if not path.is_file():
+    missing = _no_table(bench, precision, setup)
+    if not missing and not (path := table_path(identity := bench.identity(precision, setup.threads))).is_file():
+        missing = f"none was measured yet for {precision} and {setup.threads} thread(s), as a search does."
+    if missing:
+        notes.append(f"No latency table tells anything: {missing}")
         return None
     table = LatencyTable(path, identity)
     try:
         latency_ms = table.predict(graph)
-    except UserError:
-        return None  # it lacks ops of this network, and nothing is guessed
+    except UserError as error:  # it lacks ops of this network, and nothing is guessed
+        notes.append(f"No latency table tells anything: {error}")
+        return None
     finally:
         table.close()
     found = table.calibration.quality
     verdict = "unknown: it was not calibrated on measured networks" if found is None else _verdict(found)
     return {"latency_ms": latency_ms, "quality": None if found is None else asdict(found), "verdict": verdict}
+
+
+def _no_table(bench: Device, precision: str, setup: Setup) -> str:
+    """Why there can be no table; empty where there can."""
+    if not bench.measured:
+        return f"nothing is measured on {bench.name}, which is modelled."
+    if setup.runtime != "onnxruntime" or setup.batch != 1:
+        return f"it is one of onnxruntime and single images, not of {setup.runtime} and {setup.batch} image(s)."
+    return "" if precision in ("fp32", "int8") else f"it is one of fp32 and int8, not of {precision}."
 
 
 def _verdict(found: Any) -> str:

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from sartor.errors import UserError
-from sartor.hardware.device import host
+from sartor.hardware.device import cores, host
 from sartor.hardware.spec import DeviceSpec, parse, read
 
 HOST = "host"
@@ -50,6 +50,15 @@ def find(name: str, folder: Path | None = None) -> DeviceSpec:
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names(folder))}."
         raise UserError(f"device: there is none called {name!r}; {hint} `sartor devices add` adds one.")
     return parse(files(__name__).joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"{name}.toml")
+
+
+def check_threads(device: str, threads: int) -> None:
+    """Raises UserError for a number of threads that a device has no cores for, and for none."""
+    there, whose = (cores(), "this machine") if device == HOST else (find(device).cores, device)
+    if threads > there:
+        raise UserError(f"threads: expected at most {there}, the cores of {whose}, but got {threads}.")
+    if threads < 1:
+        raise UserError(f"threads: expected at least 1, but got {threads}.")
 
 
 def _own(folder: Path | None) -> list[Path]:
