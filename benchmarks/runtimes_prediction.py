@@ -28,6 +28,7 @@ from sartor.export.onnx import to_onnx
 from sartor.export.quantize import quantize
 from sartor.hardware import OpGraph
 from sartor.hardware.calibrate import quality
+from sartor.hardware.facts import system_facts
 from sartor.hardware.graph import trace
 from sartor.hardware.measure import Setup, measure_many
 from sartor.hardware.peaks import probe_roofline
@@ -150,7 +151,8 @@ def summary(
         graphs, learn = graphs_of(net, held), graphs_of(net, train)
         chosen = model.choose(learn, MOST_NETWORKS)
         calibrated = model.calibrate([(learn[i], known[i]) for i in chosen])
-        columns, _, _ = graph_columns([model.lower(graph) for graph in [*learn, *graphs]])
+        lanes = system_facts().get("lanes", {}).get("fp32", 1)
+        columns, _, _ = graph_columns([model.lower(graph) for graph in [*learn, *graphs]], lanes=lanes)
         learned = fit({"all": columns[: len(learn)]}, known)
         guesses = {
             "FLOPs": np.array([graph.macs for graph in graphs]) * float(np.median(known / [graph.macs for graph in learn])),

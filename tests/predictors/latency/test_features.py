@@ -91,6 +91,14 @@ def test_graph_columns_count_work_and_traffic_by_kind() -> None:
         graph_columns([graph], kinds=("add", "dense"))
 
 
+def test_lanes_that_a_width_leaves_empty_count() -> None:
+    """16 of 32 lanes hold a dense result, so that it costs twice its work; a sum has no work to fill them with."""
+    columns, names, _ = graph_columns([OpGraph((CONV, ADD), (8, 4, 4))], lanes=32)
+    figures = dict(zip(names, columns[0].tolist(), strict=True))
+    assert figures["dense_full_macs"] == 2 * figures["dense_macs"] and "add_full_macs" not in figures
+    assert set(names) - set(graph_columns([OpGraph((CONV, ADD), (8, 4, 4))])[1]) == {"dense_full_macs"}
+
+
 def test_kinds_follow_the_kernels_of_runtimes() -> None:
     grouped = Op("conv", (8, 4, 4), (16, 4, 4), kernel=3, groups=2)
     pointwise = Op("conv", (8, 4, 4), (16, 4, 4))

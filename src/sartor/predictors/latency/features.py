@@ -67,6 +67,10 @@ def one_hot(ops: NDArray[np.int64], options: int) -> Floats:
     return (ops[:, :, None] == np.arange(options)).reshape(len(ops), -1).astype(float)
 
 
+_TOLD = ("count", "macs", "values", "full_macs")  # of each kind of op; the last where lanes are known
+_WEIGHTED = ("dense", "depthwise", "grouped", "linear", "pointwise")
+
+
 def kind_of(op: Op) -> str:
     """Kind of an op as kernels differ: convolutions are pointwise, depthwise, grouped or dense."""
     if op.kind != "conv":
@@ -82,11 +86,15 @@ def moved_values(op: Op) -> int:
     return operands * int(np.prod(op.in_shape)) + op.params + int(np.prod(op.out_shape))
 
 
-def graph_columns(graphs: Sequence[OpGraph], kinds: Sequence[str] | None = None) -> tuple[Floats, tuple[str, ...], tuple[str, ...]]:
+def graph_columns(
+    graphs: Sequence[OpGraph], kinds: Sequence[str] | None = None, *, lanes: int = 1
+) -> tuple[Floats, tuple[str, ...], tuple[str, ...]]:
     """Net-level features of op graphs: fixed cost, and for each kind of op its number, multiply-accumulates and moved values.
 
     Args:
         kinds: kinds of :func:`kind_of` that get columns; by default those that occur.
+        lanes: 32-bit values (and accumulators) of a vector. Above 1, kinds with weights also get their multiply-accumulates with the lanes
+            that a number of output channels leaves empty counted in.
 
     Returns:
         columns `(n, c)`, their names, and the kinds. Columns that are zero by nature (multiply-accumulates
@@ -102,12 +110,15 @@ def graph_columns(graphs: Sequence[OpGraph], kinds: Sequence[str] | None = None)
         raise UserError(
             f"expected only ops of the kinds the model learned from ({', '.join(chosen)}), got {unknown[0]}: measure such networks"
         )
-    where = {kind: 1 + 3 * position for position, kind in enumerate(chosen)}
-    columns = np.zeros((len(graphs), 1 + 3 * len(chosen)))
+    told = {kind: _TOLD[: 4 if lanes > 1 and kind in _WEIGHTED else 3] for kind in chosen}
+    names = ("fixed", *(f"{kind}_{what}" for kind in chosen for what in told[kind]))
+    where = {kind: names.index(f"{kind}_count") for kind in chosen}
+    columns = np.zeros((len(graphs), len(names)))
     columns[:, 0] = 1.0
     for row, graph in zip(columns, graphs, strict=True):
         for op in graph:
-            start = where[kind_of(op)]
-            row[start : start + 3] += (1.0, op.macs, moved_values(op))
-    names = ("fixed", *(f"{kind}_{what}" for kind in chosen for what in ("count", "macs", "values")))
+            kind = kind_of(op)
+            filled = op.out_shape[0] / (-(-op.out_shape[0] // lanes) * lanes)
+            count = len(told[kind])
+            row[where[kind] : where[kind] + count] += (1.0, op.macs, moved_values(op), op.macs / filled)[:count]
     return columns, names, chosen
