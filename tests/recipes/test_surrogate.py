@@ -206,6 +206,9 @@ def test_several_limits_are_sought_together_and_what_is_not_accepted_is_left() -
     mixture = mixture_of(PLAIN, rng)
     found = within(PLAIN, mixture, a, wide, fill=0.0, others=[Bound(b, tight)], accept=lambda arch: arch not in barred)
     assert costs[found.arch][0] <= wide and costs[found.arch][1] <= tight and found.arch not in barred
+    dear = max(c[0] for c in costs.values() if c[1] <= tight)  # some fill this limit, yet what uses the other is not given up for them
+    free, full = (within(PLAIN, mixture, a, dear, fill=fill, others=[Bound(b, tight)]) for fill in (0.0, 0.876))
+    assert costs[free.arch][1] >= 0.876 * tight and costs[free.arch][0] < 0.876 * dear and full.arch == free.arch
 
 
 def test_where_model_and_truth_disagree_about_a_limit_the_truth_decides() -> None:

@@ -113,7 +113,9 @@ class Problem:
         start = plan.arch(plan.complete(plan.solve([1.0]), {}, len(plan.order) - 1))
         limit = self.score(start)
         rng = np.random.default_rng(0)
-        for attempt in range(8):
+        # A floor is a wish, and looking for what fills it with a cost that is learned takes seconds an attempt.
+        floored = any(sign < 0 for _, sign, _ in self.sides)
+        for attempt in range(2 if self.learned and floored else 8):
             arch = self._repaired(start if attempt == 0 else self.space.sample(rng))
             if self.consider(arch) or self.excess(arch) <= 0:  # what is not accepted may have neighbours that are
                 self._exchange(arch)

@@ -69,7 +69,7 @@ def within(
     others: Sequence[Bound] = (),
 ) -> Projection:
     """The most probable architecture whose cost is at most `target` and, where that costs no more than `forgo` of log-probability, at least
-    ``fill * target``.
+    ``fill * target``, unless it uses as much of another limit.
 
     A target is a budget to be used: a network that leaves much of it unused is seldom what was asked for. Yet at the thin ends of a space
     the few architectures that fill it may be ones that the policy has ruled out.
@@ -84,7 +84,7 @@ def within(
     if not (target > 0 and 0 <= fill <= 1 and forgo >= 0):
         raise UserError(f"expected a target above zero, fill= in [0, 1] and forgo= of zero or more, got {target}, {fill} and {forgo}")
     free = project(space, mixture, [Bound(cost, target), *others], accept=accept)
-    if float(cost(free.arch)) >= fill * target:
+    if any(float(bound.cost(free.arch)) >= fill * bound.at_most for bound in (Bound(cost, target), *others)):
         return free
     try:
         full = project(space, mixture, [Bound(cost, target, fill * target), *others], accept=accept)
