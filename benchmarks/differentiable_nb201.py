@@ -95,32 +95,34 @@ def one(name: str, seed: int, options: argparse.Namespace, checkpoint: Path) -> 
 
     torch.set_num_threads(options.threads)
     data = subset(options, divide=name in (RANDOM, "spos"))
-    net, begun, resumed, before = (
-        network(data, options, seed),
-        time.perf_counter(),
-        any(checkpoint.parent.glob(f"{name}-{seed}*")),
-        resident(),
-    )
+    net, resumed = network(data, options, seed), any(checkpoint.parent.glob(f"{name}-{seed}*"))
+    begun, before = time.perf_counter(), forget_peak()
     common: dict[str, Any] = {"seconds": options.seconds, "seed": seed, "augment": replace(default_policy(data), cutout=0)}
     if name == RANDOM:
         arch, extra = alone(net, data, common)
     else:
         arch, extra = searched(name, net, data, options, {**common, "checkpoint": checkpoint})
     found = {"method": name, "seed": seed, "cell": nasbench201.to_string(arch), "index": nasbench201.index_of(arch)}
-    # What an interrupted run had needed and used is not known any more.
-    used = (
-        {}
-        if resumed
-        else {"added_bytes": resident() - before, "cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter() - begun}
-    )
-    return {**found, "cpu": host("fp32", options.threads).cpu, **used, **extra}
+    used: dict[str, float] = {"cpu_seconds": time.process_time(), "wall_seconds": time.perf_counter() - begun}
+    if before is not None:
+        used["added_bytes"] = memory("VmHWM") - before
+    # What an interrupted run had needed and used before is not known any more.
+    return {**found, "cpu": host("fp32", options.threads).cpu, **({} if resumed else used), **extra}
 
 
-def resident() -> int:
-    """Largest resident set of this process so far, in bytes."""
-    import resource
+def forget_peak() -> int | None:
+    """Begin a new peak of the resident set; its size now in bytes, or None where the system has no such thing."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return memory("VmRSS")
+    except OSError:
+        return None
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def memory(field: str) -> int:
+    """A size of this process in bytes, as Linux tells it."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def searched(name: str, net: Any, data: Any, options: argparse.Namespace, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

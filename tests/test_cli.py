@@ -110,7 +110,7 @@ BAD: list[tuple[str, list[str]]] = [
     ("search digits --models 0", ["models", "1 to 100", "0"]),
     ("search digits --validation 0.9", ["validation", "up to 0.5", "0.9"]),
     ("search digits --limit-train 0", ["limit_train", "at least 1"]),
-    ("search digits --input-size 2", ["input_size", "4 to 1024", "2"]),
+    ("search digits --input-size 2", ["input_size", "4 to 4096", "2"]),
     ("search digits --weights model.pt", ["weights", ".safetensors", "'model.pt'"]),
     ("search digits --weights none.safetensors", ["weights", "no file", "none.safetensors"]),
     ("search digits --out {run}", ["out", "already holds a run", "sartor resume"]),

@@ -185,10 +185,11 @@ def test_dr_nas_widens_the_channels_and_keeps_parameters_and_weights(data: Datas
 
 
 def test_darts_plus_stops_at_two_skips(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    skip = OPS.index("skip_connect")
-    monkeypatch.setattr(Softmax, "mode", lambda self: Arch(dict.fromkeys(CHOICES, skip)))
+    cells = iter(["nor_conv_3x3", "nor_conv_1x1", *["skip_connect"] * 20])
+    monkeypatch.setattr(Softmax, "mode", lambda self: Arch(dict.fromkeys(CHOICES, OPS.index(next(cells)))))
     result = darts_plus(net(), data, steps=20, batch=16)
-    assert result.steps == 2 and "skip connections" in str(result.stopped)
+    assert len(result.trajectory) == 3 and result.steps < 20 and "skip connections" in str(result.stopped)
+    assert set(result.arch.values()) == {OPS.index("nor_conv_1x1")}
 
 
 def test_robust_darts_measures_the_eigenvalue_every_epoch(data: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Single paths: one architecture a step from the given sampler, gradients averaged over a group, bit-for-bit resume."""
+"""Single paths: one architecture a step from the given sampler, gradients added over a group, bit-for-bit resume."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_every_step_runs_one_path_drawn_uniformly() -> None:
         assert 0.3 < np.mean([a[name] for a in archs]) < 0.7
 
 
-def test_a_group_of_paths_averages_their_gradients() -> None:
+def test_a_group_of_paths_adds_their_gradients() -> None:
     net, data = TinyNet(), tiny_data(16)
     group = [net.space.at(1), net.space.at(6)]
     plain = Optimisation(lr=0.5, momentum=0.0, weight_decay=0.0, warmup=0.0, clip_norm=None)
@@ -39,7 +39,7 @@ def test_a_group_of_paths_averages_their_gradients() -> None:
     train_single_path(net, data, steps=1, batch=16, paths=lambda rng: group, weights=plain, label_smoothing=0.1)
     images, labels = next(data.train.batches(16))  # all of them: their order does not matter
     x, y = torch.from_numpy(images), torch.from_numpy(labels)
-    loss = sum(F.cross_entropy(twin(x, a), y, label_smoothing=0.1) for a in group) / 2
+    loss = sum(F.cross_entropy(twin(x, a), y, label_smoothing=0.1) for a in group)
     loss.backward()  # type: ignore[union-attr]
     from sartor.recipes.schedule import cosine
 

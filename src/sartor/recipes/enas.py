@@ -162,7 +162,7 @@ def search_reinforce(
             "policy": type(policy).__name__,
             "share": share,
             "weights_only": weights_only,
-            "learning": list(asdict(learning).values()),
+            "learning": [list(value) if isinstance(value, tuple) else value for value in asdict(learning).values()],  # as JSON has it
         },
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
