@@ -46,6 +46,7 @@ def settings_of(name: str) -> dict[str, Any]:
 
     from sartor.recipes.alternation import Adam
     from sartor.recipes.bilevel import WEIGHTS
+    from sartor.recipes.cost_term import Cost
     from sartor.recipes.enas import PolicyGradient
 
     if name == "drnas":  # the authors' settings for this benchmark
@@ -54,7 +55,7 @@ def settings_of(name: str) -> dict[str, Any]:
             "architecture": Adam(weight_decay=0.0),
         }  # fmt: skip
     if name == "fbnet":  # the others are not pressed for a cost, and the table judges accuracy: its loss is the cross-entropy
-        return {"a": 1.0, "b": 0.0}
+        return {"cost": Cost("nothing", [], constant=1.0), "a": 1.0, "b": 0.0}
     if name == "enas":  # 300 rewards after 350 steps of the weights, in epochs of 70
         return {"learning": PolicyGradient(steps=6)}
     return {}
