@@ -193,8 +193,8 @@ def report(folder: Path) -> str:
         each = ", ".join(f"{v:.2f}" for v in values)
         kinds = sorted({d.split(" ", 1)[0] for r in found for d in r["doctor"]})
         lines.append(
-            f"| {name} | {len(found)} | {values.mean():.2f}{deviation} ({each}) | {mean(found, 'steps'):.0f} "
-            f"| {mean(found, 'seconds'):.0f} ({mean(found, 'cpu_seconds'):.0f}) | {mean(found, 'added_bytes') / 2**20:.0f} | "
+            f"| {name} | {len(found)} | {values.mean():.2f}{deviation} ({each}) | {mean(found, 'steps')} "
+            f"| {mean(found, 'seconds')} ({mean(found, 'cpu_seconds')}) | {mean(found, 'added_bytes', 2**20)} | "
             f"{', '.join(str(r['cell'].count('skip_connect')) for r in found)} | {', '.join(kinds) or '–'} |"
         )
     most = int(np.argmax(np.where(connected, params, -1)))
@@ -206,10 +206,10 @@ def report(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def mean(rows: list[dict[str, Any]], key: str) -> float:
-    """Of the runs that know it."""
-    known = [row[key] for row in rows if key in row]
-    return float(np.mean(known)) if known else float("nan")
+def mean(rows: list[dict[str, Any]], key: str, unit: float = 1.0) -> str:
+    """Of the runs that know it, in units."""
+    known = [row[key] / unit for row in rows if key in row]
+    return f"{np.mean(known):.0f}" if known else "–"
 
 
 def write(path: Path, text: str) -> None:
