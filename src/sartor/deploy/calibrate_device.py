@@ -71,7 +71,8 @@ def read_pairs(path: Path) -> list[Pair]:
             reader = csv.DictReader(file, skipinitialspace=True)
             columns, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"pairs: expected a CSV file that can be read at {path}, got: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"pairs: expected a CSV file that can be read at {path}, got: {why}") from None
     missing = [column for column in _COLUMNS if column not in columns]
     if missing:
         raise UserError(f"pairs: expected the columns {' and '.join(_COLUMNS)} in {path}, but {missing[0]} is not among {columns}.")
