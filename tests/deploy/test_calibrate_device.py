@@ -94,7 +94,7 @@ def test_ten_measured_networks_make_the_others_better_in_every_later_process(own
     assert errors(others) < 0.1 < 0.3 < before
     assert found["networks"] == 10 and found["precision"] == "fp32" and Path(found["kept"]).is_file()
     assert found["after"]["mape"] < 0.15 < found["before"]["mape"] and found["after"]["kendall_tau"] > 0.8
-    assert 1 < found["within_factor"] < 2 and found["learned"]["count"] == 10
+    assert 1 < found["within_factor"] < 2
     kept = load_roofline(BOARD, "fp32")
     assert kept is not None and kept.quality is not None and kept.networks == 10
     command = [sys.executable, "-c", AGAIN, str(others[0]), BOARD, str(own / "run")]
@@ -118,11 +118,12 @@ def test_latencies_without_order_are_not_called_good(own: Path, capsys: pytest.C
     found = json.loads(capsys.readouterr().out)
     assert found["kept"] is None and found["after"]["grade"] == "poor" and load_roofline(BOARD, "fp32") is None
     assert main(["devices", "calibrate", BOARD, "--pairs", str(noisy)]) == 1
-    assert "It is not kept" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "It is not kept" in shown and "tells less well than the device file" in " ".join(shown.split())
     four = written(own, [(file, truth(file)) for file in files[:FEWEST]])
     assert main(["devices", "calibrate", BOARD, "--pairs", str(four), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["after"]["grade"] == "unknown" and found["within_factor"] is None and found["learned"] is None
+    assert found["after"]["grade"] == "unknown" and found["within_factor"] is None
 
 
 def test_columns_may_be_more_and_in_any_order(own: Path) -> None:

@@ -219,9 +219,9 @@ def test_training_time_is_shared_by_cost_and_has_a_floor() -> None:
     assert with_shares([], [], (1, 16, 16), 64, 1.0) == []
 
 
-def test_an_op_that_the_table_lacks_is_measured_when_it_is_met(request_for: Callable[..., SearchRequest]) -> None:
+def test_an_op_that_the_table_lacks_is_measured_when_it_is_met(request_for: Callable[..., SearchRequest], tmp_path: Path) -> None:
     """As in `--space macro`, whose joins no sample shows one and all."""
-    job = Job(request_for(), Path("unused"))
+    job = Job(request_for(), tmp_path)
     asked: list[str] = []
 
     class Table:

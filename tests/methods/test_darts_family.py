@@ -198,6 +198,11 @@ def test_robust_darts_measures_the_eigenvalue_every_epoch(data: Dataset) -> None
     assert all(s.eigenvalue is None for s in run("darts", data).trajectory)
 
 
+def test_drnas_trains_weights_alone_at_the_start_of_every_stage(data: Dataset) -> None:
+    epochs = drnas(net(), data, epochs=10, batch=16, architecture=FAST).trajectory
+    assert [e.validation_loss is None for e in epochs] == 2 * [True, True, False, False, False]
+
+
 def test_a_staged_search_resumes_from_its_stages(data: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "search.safetensors"
 

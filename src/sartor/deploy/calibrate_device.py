@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from sartor.hardware.graph import OpGraph
     from sartor.hardware.spec import DeviceSpec
-    from sartor.predictors.latency.judgement import Judgement
 
 FEWEST, MOST = 4, 100  # networks in a file of pairs
 _COLUMNS = ("file", "latency_ms")
@@ -103,10 +102,12 @@ def _pair(path: Path, number: int, row: Mapping[str, Any]) -> Pair:
 def calibrated(spec: DeviceSpec, pairs: Sequence[Pair], precision: str | None = None, threads: int = 1) -> dict[str, Any]:
     """Fit the device's roofline to the pairs, judge it on each network by a fit without it, and keep it unless it is worse than before.
 
-    The record has `device`, `precision`, `threads`, `networks`; `before`, `after` and `learned` as `Judgement.to_json` (of the device
-    file alone; of the roofline, each network left out; of a learned model, which searches do not use, None below ten networks);
-    `verdict`, `within_factor` (90 % of networks are within it of what is predicted; None below nine), `parameters`, and `kept`, the path
-    or None. Raises UserError for files that are no ONNX or of another precision, and a device whose file has not what a roofline needs.
+    The record has `device`, `precision`, `threads`, `networks`; `before` and `after` as `Judgement.to_json` (of the device file alone; of
+    the calibrated roofline, each network left out); `verdict`, `within_factor` (90 % of networks are within it of what is predicted; None
+    below nine), `parameters`, and `kept`, the path or None.
+
+    Raises:
+        UserError: for files that are no ONNX or of another precision, and a device whose file has not what a roofline needs.
     """
     import numpy as np
 
@@ -124,11 +125,10 @@ def calibrated(spec: DeviceSpec, pairs: Sequence[Pair], precision: str | None = 
     left_out = model.left_out(known)
     fitted = replace(model.calibrate(known, leave_one_out=False), quality=quality(left_out, measured))
     before, after = judge([model.predict(graph) for graph in graphs], measured), judge(left_out, measured)
-    learned = _learned(graphs, measured)
     path = save_roofline(fitted, spec.name, threads) if after.mape <= before.mape else None
     return {
         "device": spec.name, "precision": precision, "threads": threads, "networks": len(pairs),
-        "before": before.to_json(), "after": after.to_json(), "learned": None if learned is None else learned.to_json(),
+        "before": before.to_json(), "after": after.to_json(),
         "verdict": after.sentence(), "within_factor": _factor(left_out, measured),
         "parameters": {"before": asdict(model.parameters), "after": asdict(fitted.parameters)}, "kept": None if path is None else str(path),
     }  # fmt: skip
@@ -145,15 +145,6 @@ def _precision(graphs: Sequence[OpGraph], pairs: Sequence[Pair], asked: str | No
     return expected
 
 
-def _learned(graphs: Sequence[OpGraph], measured: np.ndarray) -> Judgement | None:
-    """How a model that only counts ops would do on the same networks, so that a roofline that does not fit is seen to be at fault."""
-    from sartor.predictors.latency.features import graph_columns
-    from sartor.predictors.latency.judgement import FEWEST as JUDGED
-    from sartor.predictors.latency.model import cross_judge
-
-    return cross_judge({"all": graph_columns(graphs)[0]}, measured) if len(graphs) >= JUDGED else None
-
-
 def _factor(predicted: np.ndarray, measured: np.ndarray) -> float | None:
     """What nine of ten unseen networks stay within, by the errors of those left out (conformal, each network left out in turn)."""
     import numpy as np
@@ -166,19 +157,21 @@ def _show(found: Mapping[str, Any]) -> None:
     from sartor.report import terminal
 
     console = terminal.console()
-    names = {"before": "its device file alone", "after": "calibrated, each network left out", "learned": "learned from op counts, held out"}
+    names = {"before": "its device file alone", "after": "calibrated, each network left out"}
     rows = [
         [words, f"{found[key]['within_10']:.0%}", f"{found[key]['mape']:.1%}", f"{found[key]['kendall_tau']:.2f}"]
-        for key, words in names.items() if found[key] is not None
-    ]  # fmt: skip
+        for key, words in names.items()
+    ]
     title = f"{found['device']}, {found['precision']}, {found['threads']} thread(s), {found['networks']} networks"
     console.print(terminal.table(title, ("model", "within 10 %", "mean error", "Kendall τ"), rows))
     terminal.say(console, f"The calibrated roofline: {found['verdict']}.")
     if found["within_factor"] is not None:
         factor = found["within_factor"]
         terminal.say(console, f"Nine of ten networks like these take between 1/{factor:.2f} and {factor:.2f} times what it says.")
-    if found["learned"] is not None:
-        terminal.say(console, "The learned model is for comparison: neither profiles nor searches use it.")
+    if found["after"]["kendall_tau"] < found["before"]["kendall_tau"]:
+        terminal.say(
+            console, "The order of networks it tells less well than the device file alone: more of them, and more various ones, may help."
+        )
     if found["kept"] is None:
         terminal.say(console, "It is not kept: on networks left out it errs more than the device file alone. Check latencies and unit.")
         return

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from sartor.errors import UserError
 from sartor.hardware.energy import Energy, pj_per_byte
-from sartor.hardware.graph import Op, OpGraph
-from sartor.hardware.roofline import BYTES
+from sartor.hardware.graph import BYTES, Op, OpGraph
 
 if TYPE_CHECKING:
     from sartor.hardware.roofline import OpTime, Roofline

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sartor.errors import UserError
-from sartor.hardware.graph import Op
+from sartor.hardware.graph import BYTES, Op
 
 if TYPE_CHECKING:
     from sartor.hardware.spec import DeviceSpec
-
-_BYTES = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def energy_model(spec: DeviceSpec, precision: str = "int8", state: int = -1) -> 
     known = spec.energy
     clock = spec.frequencies[state] if spec.frequencies else None
     static = known.static_w or 0.0
-    size = _BYTES.get(precision, 4)
+    size = BYTES.get(precision, 4)
     moved = pj_per_byte(spec)
     if known.switched_nf is not None and clock is not None and clock.volts is not None:
         # DRAM is another chip with a supply of its own: the capacitance that this one switches does not count it. Buffers on the chip are

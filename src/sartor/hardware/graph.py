@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 
 KINDS = ("conv", "linear", "pool", "maxpool", "avgpool", "se", "add", "mul", "concat", "act", "resize", "other")
+#: Bytes of a value at a precision.
+BYTES = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2, "fp32": 4}
 ACTS = ("", "relu", "relu6", "hardswish", "hardsigmoid", "swish", "sigmoid", "affine")
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sartor.hardware.graph import Op
-from sartor.hardware.roofline import BYTES, REACHED, Roofline
+from sartor.hardware.graph import BYTES, Op
+from sartor.hardware.roofline import REACHED, Roofline
 
 if TYPE_CHECKING:
     from sartor.hardware._lower import Quantize

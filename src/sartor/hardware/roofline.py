@@ -25,13 +25,12 @@ import numpy as np
 from sartor.errors import UserError
 from sartor.hardware.calibrate import Quality, quality
 from sartor.hardware.fusion import RULES, executed
-from sartor.hardware.graph import Op, OpGraph, Shape
+from sartor.hardware.graph import BYTES, Op, OpGraph, Shape
 
 if TYPE_CHECKING:
     from sartor.hardware.spec import DeviceSpec
 
 FAMILIES = ("dense", "pointwise", "depthwise")
-BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int16": 2.0, "int8": 1.0}
 MOST_NETWORKS = 10  # what the model is meant to be calibrated on; more are taken, but then a table or a learned model is better
 # Runtimes of device files that fuse as another one does: TensorFlow Lite's kernels all take clamps in, and nothing else.
 FAMILY = {"tflite": "litert", "tflite-micro": "litert"}

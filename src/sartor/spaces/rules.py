@@ -9,14 +9,13 @@ from typing import NamedTuple
 
 from sartor.arch import Label
 from sartor.errors import UserError
-from sartor.hardware.graph import Op
+from sartor.hardware.graph import BYTES, Op
 from sartor.hardware.spec import DeviceSpec
 
 #: MobileNetV2's and MobileNetV3's largest expansions in int8; wider blocks spread the ranges of their channels further apart.
 MAX_EXPANSION = 6.0
 #: What an objection weighs, the heaviest first: the device does not run the op, runs it badly, or leaves lanes or its cache unused.
 LEVELS = ("unsupported", "unfriendly", "rule")
-_BYTES = {"int8": 1, "int16": 2, "fp16": 2, "bf16": 2, "fp32": 4}
 
 
 class Removed(NamedTuple):
@@ -59,8 +58,8 @@ class Rules:
     ) -> Rules:
         """The rules that a device's file implies, but for those in `waive` ("lanes", "maps"). The cache is its last level, or
         `cache_level`; a microcontroller's is its SRAM."""
-        if precision not in _BYTES:
-            raise UserError(f"restrict: expected precision to be one of {', '.join(_BYTES)}, got {precision!r}")
+        if precision not in BYTES:
+            raise UserError(f"restrict: expected precision to be one of {', '.join(BYTES)}, got {precision!r}")
         memory, size = "cache", None
         if spec.kind == "mcu" and cache_level is None:
             memory, size = "SRAM", spec.sram_bytes
@@ -72,7 +71,7 @@ class Rules:
             memory, size = f"level {level} cache", levels[level]
         limit = max_expansion if precision == "int8" else None
         lanes = None if "lanes" in waive else spec.lanes.get(precision)
-        return cls(spec, lanes, None if "maps" in waive else size, limit, _BYTES[precision], memory)
+        return cls(spec, lanes, None if "maps" in waive else size, limit, BYTES[precision], memory)
 
     def against(self, op: Op) -> list[Against]:
         """Everything that an op does not conform to, the heaviest first."""
