@@ -360,6 +360,25 @@ def test_silent_connections_without_a_token_do_not_keep_its_owner_out(tmp_path: 
                 one.close()
 
 
+def test_silent_connections_do_not_end_what_is_being_uploaded(tmp_path: Path) -> None:
+    token = token_file(tmp_path / "secret")
+    with agent(tmp_path / "work", "--token-file", str(token)) as running:
+        before = list((tmp_path / "work").rglob("*"))
+        opened = [socket.create_connection(("127.0.0.1", running.port), timeout=20)]
+        try:
+            known = ("Host: a", f"Authorization: Bearer {TOKEN}", "Content-Type: application/x-sartor", "Content-Length: 99")
+            opened[0].sendall("\r\n".join((f"POST {wire.RUN_PATH} HTTP/1.1", *known, "", "")).encode())
+            assert waited(lambda: list((tmp_path / "work").rglob("*")) != before)  # a folder for what comes
+            for _ in range(CONNECTIONS):
+                opened.append(socket.create_connection(("127.0.0.1", running.port), timeout=20))
+            assert opened[1].recv(1) == b""  # the oldest silent one gave way, not the upload before it
+            opened[0].sendall(b"?" * 99)
+            assert opened[0].recv(20).startswith(b"HTTP/1.")
+        finally:
+            for one in opened:
+                one.close()
+
+
 def test_a_connection_that_is_allowed_gives_way_to_none() -> None:
     pairs = [socket.socketpair() for _ in range(4)]
     first, second, third, fourth = (one for one, _ in pairs)
