@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sartor.benchmarks import nasbench201 as tabulated
@@ -13,7 +17,7 @@ from sartor.errors import UserError
 from sartor.extract import space_of
 from sartor.hardware import trace
 from sartor.spaces import build
-from sartor.spaces.nasbench201 import SPACE, NasBench201, live_edges
+from sartor.spaces.nasbench201 import SPACE, NasBench201, from_string, live_edges
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet16": 120}
 
@@ -115,6 +119,28 @@ def test_extracted_weights_are_those_on_a_path(small: NasBench201, arch: dict[st
         names, parameters = zip(*plain.named_parameters(), strict=True)
         grads = torch.autograd.grad(plain(X).square().sum(), parameters, allow_unused=True)
         assert [name for name, grad in zip(names, grads, strict=True) if grad is None] == []
+
+
+ALONE = (  # cells of which nothing but one edge is left, and of which nothing is
+    *(f"|none~0|+|none~0|none~1|+|{op}~0|none~1|none~2|" for op in tabulated.OPS),
+    "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|avg_pool_3x3~1|none~2|",  # the pool at the end takes no activation in
+)
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from([from_string(text) for text in ALONE]) | st.integers(0, tabulated.CELLS - 1).map(tabulated.arch_of), st.integers(1, 4)
+)
+def test_its_graph_is_that_of_the_plain_network(arch: dict[str, int], cells: int) -> None:
+    with torch.device("meta"):
+        net = NasBench201((3, 8, 8), 4, channels=4, cells=cells)
+        plain = net.extract(arch).eval()
+    graph = net.graph(arch)
+    traced = trace(plain, (3, 8, 8))
+    assert [(op.signature, op.inputs) for op in graph] == [(op.signature, op.inputs) for op in traced]
+    assert net.costs(arch)["params"] == parameters(plain)
+    pieces = [op.signature for factor in net.factors() for op in factor.at(tuple(arch[choice] for choice in factor.scope))]
+    assert Counter(pieces) == Counter(op.signature for op in traced)
 
 
 def test_published_is_the_same_function_where_every_node_is_reached(small: NasBench201) -> None:

@@ -7,6 +7,7 @@ between stages, batch norm, ReLU, global average pool, linear classifier. The ch
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 from sartor.benchmarks.nasbench201 import CHOICES, EDGES, OPS, SPACE, from_string, to_string
 from sartor.errors import UserError
 from sartor.extract import Net
+from sartor.hardware.cost import Factor
 from sartor.hardware.graph import OpGraph
 from sartor.layers.base import Chain, OneOf, Searchable, plain
 from sartor.layers.choice import AnyArch
 from sartor.layers.conv import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear
+from sartor.spaces.nasbench201_graph import factors, op_graph
 
 NONE = OPS.index("none")
 
@@ -102,11 +105,6 @@ class Cell(Searchable):
         """Edges that are on no path from input to output are left out, with their weights."""
         return self._plain(arch, live_edges(arch))
 
-    def structure(self, arch: Mapping[str, int]) -> tuple[int, ...]:
-        """What decides its ops: its width, and the operations on edges that lead somewhere. The cells of a stage are alike in it."""
-        live = live_edges(arch)
-        return self.channels, *(arch[choice] if choice in live else NONE for choice in CHOICES)
-
     def published(self, arch: Mapping[str, int]) -> PlainCell:
         """As the benchmark built it: with the edges that lead nowhere, and their weights."""
         return self._plain(arch, frozenset(CHOICES))
@@ -153,6 +151,7 @@ class NasBench201(Net):
             )
         if channels < 1 or cells < 1:
             raise UserError(f"nasbench201: channels and cells must be at least 1, got {channels} and {cells}")
+        self.channels, self.cells = channels, cells
         self.stem = Chain(ElasticConv2d(self.input_shape[0], channels, 3), ElasticBatchNorm2d(channels))
         body: list[Searchable] = []
         for stage in range(3):
@@ -171,10 +170,15 @@ class NasBench201(Net):
         return self.classifier(torch.flatten(self.pool(self.last(x, arch)), 1), arch)  # type: ignore[no-any-return]
 
     def _graph(self, arch: Mapping[str, int]) -> tuple[OpGraph, int]:
-        """Of the cell without its dead edges: many cells are alike then, and are worked out once."""
-        found = self.space.canonical(arch)
-        live = live_edges(found)
-        return super()._graph({choice: found[choice] if choice in live else NONE for choice in CHOICES})
+        operations = live_operations(self.space.canonical(arch))
+        return op_graph(operations, self.input_shape, self.classes, channels=self.channels, cells=self.cells)
+
+    @cached_property
+    def _factors(self) -> list[Factor]:
+        def live(indices: tuple[int, ...]) -> tuple[str, ...]:
+            return live_operations(dict(zip(CHOICES, indices, strict=True)))
+
+        return factors(live, self.input_shape, self.classes, channels=self.channels, cells=self.cells)
 
     def published(self, arch: Mapping[str, int]) -> nn.Module:
         """The plain network as the benchmark trained it, dead edges included: its parameters are those of the table. Weights are copies."""
@@ -195,6 +199,12 @@ def live_edges(arch: Mapping[str, int]) -> frozenset[str]:
         if target in leading:
             leading.add(source)
     return frozenset(choice for choice, source, target in used if source in reached and target in leading)
+
+
+def live_operations(arch: Mapping[str, int]) -> tuple[str, ...]:
+    """The operations of the six edges, `none` where an edge leads nowhere."""
+    live = live_edges(arch)
+    return tuple(OPS[arch[choice]] if choice in live else "none" for choice in CHOICES)
 
 
 def _is_none(value: object) -> bool:

@@ -3,13 +3,11 @@ network, a hundred times faster. There the wiring of a whole network is one trac
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
-from sartor.hardware.graph import Op, OpGraph, Shape
+from sartor.hardware.graph import OpGraph, Shape
 from sartor.spaces.nasnet_cell import Block, Cell
-from sartor.spaces.op_writer import OpWriter
+from sartor.spaces.op_writer import OpWriter, absorbed
 
 
 def op_graph(
@@ -34,7 +32,7 @@ def op_graph(
     width = w.shapes[last][0]
     pooled = w.add("pool", "pool", (last,), w.shapes[last], (width, 1, 1))
     w.conv("classifier", pooled, classes, norm=False)
-    return OpGraph(tuple(_absorbed(w.ops)), input_shape), w.numel + classes  # the classifier has a bias
+    return OpGraph(tuple(absorbed(w.ops)), input_shape), w.numel + classes  # the classifier has a bias
 
 
 def _needed(cells: dict[str, Cell], kinds: Sequence[str]) -> set[int]:
@@ -86,22 +84,6 @@ def _operation(w: OpWriter, name: str, op: str, source: int, stride: int) -> int
                          kernel=kernel, stride=step, groups=channels)  # fmt: skip
         source = w.conv(f"{name}.pointwise", spatial, channels)
     return source
-
-
-def _absorbed(ops: Sequence[Op]) -> list[Op]:
-    """A ReLU runs in the convolution or addition before it, where nothing else reads that one's result."""
-    readers = Counter(source for op in ops for source in op.inputs)
-    number = {-1: -1}
-    kept: list[Op] = []
-    for index, op in enumerate(ops):
-        source = op.inputs[0]
-        if op.kind == "act" and readers[source] == 1 and kept[number[source]].kind in ("conv", "add"):
-            number[index] = number[source]
-            kept[number[source]] = replace(kept[number[source]], act=op.act)
-            continue
-        number[index] = len(kept)
-        kept.append(replace(op, inputs=tuple(number[one] for one in op.inputs)))
-    return kept
 
 
 __all__ = ["op_graph"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sartor.hardware.graph import Op, Shape
@@ -33,4 +36,20 @@ class OpWriter:
         return self.add("act", name, (source,), self.shapes[source], self.shapes[source], act="relu")
 
 
-__all__ = ["OpWriter"]
+def absorbed(ops: Sequence[Op]) -> list[Op]:
+    """A ReLU runs in the convolution or addition before it, where nothing else reads that one's result."""
+    readers = Counter(source for op in ops for source in op.inputs)
+    number = {-1: -1}
+    kept: list[Op] = []
+    for index, op in enumerate(ops):
+        source = op.inputs[0]
+        if op.act == "relu" and op.kind == "act" and readers[source] == 1 and kept[number[source]].kind in ("conv", "add"):
+            number[index] = number[source]
+            kept[number[source]] = replace(kept[number[source]], act=op.act)
+            continue
+        number[index] = len(kept)
+        kept.append(replace(op, inputs=tuple(number[one] for one in op.inputs)))
+    return kept
+
+
+__all__ = ["OpWriter", "absorbed"]
