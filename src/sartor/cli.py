@@ -16,6 +16,7 @@ from sartor.bench.command import bench
 from sartor.deploy.calibrate_device import calibrate
 from sartor.deploy.check_device import check
 from sartor.deploy.devices import Folder, devices, use_folder
+from sartor.deploy.predict_command import predict
 from sartor.deploy.train_cells import train
 from sartor.errors import PLACE, Unusable, UserError, unusable
 from sartor.options import (
@@ -179,6 +180,7 @@ def export(
 
 
 app.command()(profile)
+app.command()(predict)
 
 
 devices.command()(check)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper, save
 
 from sartor.cli import main
 from sartor.deploy.calibrate_device import FEWEST, MOST, read_pairs
@@ -21,6 +20,8 @@ from sartor.hardware.kept import load_roofline
 from sartor.hardware.modelled import ModelledDevice
 from sartor.hardware.onnx_graph import onnx_graph
 from sartor.hardware.roofline import Parameters, Roofline
+
+from .random_nets import network
 
 BOARD = "raspberry-pi-4"
 TRUTH = Parameters(dense=0.2, pointwise=0.75, depthwise=0.04, efficiency=1.2, op_us=12, call_us=150)
@@ -42,29 +43,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SARTOR_DEVICES", str(tmp_path / "devices"))
     monkeypatch.setenv("SARTOR_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-def network(path: Path, seed: int) -> Path:
-    """Blocks of a pointwise, a depthwise and a dense convolution, of random widths, as an fp32 ONNX file."""
-    rng = np.random.default_rng(seed)
-    size, width = int(rng.choice([12, 24, 40])), 3
-    nodes, weights, last = [], [], "x"
-    for block in range(int(rng.integers(1, 4))):
-        out = 8 * int(rng.integers(1, 9))
-        for kind, shape in (("p", (out, width, 1, 1)), ("d", (out, 1, 3, 3)), ("c", (out, out, 3, 3)))[: int(rng.integers(1, 4))]:
-            name = f"{kind}{block}"
-            weights.append(numpy_helper.from_array(rng.normal(0, 0.1, shape).astype(np.float32), f"w_{name}"))
-            pads = [shape[-1] // 2] * 4
-            nodes.append(helper.make_node("Conv", [last, f"w_{name}"], [f"y_{name}"], pads=pads, group=out if kind == "d" else 1))
-            nodes.append(helper.make_node("Relu", [f"y_{name}"], [f"z_{name}"]))
-            last = f"z_{name}"
-        width = out
-    nodes.append(helper.make_node("GlobalAveragePool", [last], ["g"]))
-    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, size, size]),
-            helper.make_tensor_value_info("g", TensorProto.FLOAT, ["n", width, 1, 1])]  # fmt: skip
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], weights)
-    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
-    return path
 
 
 def truth(file: Path) -> float:
@@ -128,7 +106,7 @@ def test_latencies_without_order_are_not_called_good(own: Path, capsys: pytest.C
 
 def test_columns_may_be_more_and_in_any_order(own: Path) -> None:
     (own / "p.csv").write_text("\ufeffnote, latency_ms, file\n" + "".join(f"x, {n + 1}.5, sub/{n}.onnx\n" for n in range(4)))
-    pairs = read_pairs(own / "p.csv")
+    pairs = read_pairs(own / "p.csv", FEWEST, MOST)
     assert [pair.latency_ms for pair in pairs] == [1.5, 2.5, 3.5, 4.5] and pairs[0].file == (own / "sub" / "0.onnx").resolve()
 
 

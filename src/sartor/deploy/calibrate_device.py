@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sartor.deploy.devices import Folder, Name, Threads, can_measure, use_folder
+from sartor.deploy.pairs import Pair, precision_of_all, read_pairs
 from sartor.errors import UserError
 from sartor.options import Json, print_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from sartor.hardware.graph import OpGraph
     from sartor.hardware.spec import DeviceSpec
 
 FEWEST, MOST = 4, 100  # networks in a file of pairs
-_COLUMNS = ("file", "latency_ms")
 _COVERAGE = 0.9  # of networks whose latency lies within what is said of it
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An ONNX file and its latency on the device in ms, batch 1."""
-
-    file: Path
-    latency_ms: float
 
 
 def calibrate(
@@ -54,49 +44,13 @@ def calibrate(
         how = "this machine" if spec.agent is None else "measured by its agent"
         raise UserError(f"device: expected one that is only described, but {name} is {how}: its latencies are measured, not calibrated.")
     check_threads(name, threads)
-    found = calibrated(spec, read_pairs(pairs), precision, threads)
+    found = calibrated(spec, read_pairs(pairs, FEWEST, MOST), precision, threads)
     if as_json:
         print_json(found)
     else:
         _show(found)
     if found["kept"] is None:
         raise typer.Exit(1)
-
-
-def read_pairs(path: Path) -> list[Pair]:
-    """The measured networks in a CSV file. Raises UserError for one that cannot be read, and for the first row that is not as expected."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"pairs: expected a CSV file that can be read at {path}, got: {why}") from None
-    missing = [column for column in _COLUMNS if column not in columns]
-    if missing:
-        raise UserError(f"pairs: expected the columns {' and '.join(_COLUMNS)} in {path}, but {missing[0]} is not among {columns}.")
-    if not FEWEST <= len(rows) <= MOST:
-        raise UserError(f"pairs: expected {FEWEST} to {MOST} measured networks in {path}, but got {len(rows)}.")
-    found = [_pair(path, number, row) for number, row in enumerate(rows, 1)]
-    seen: set[Path] = set()
-    for pair in found:
-        if pair.file in seen:  # left out of the fit, it would still be in it
-            raise UserError(f"pairs: expected one row for each network in {path}, but {pair.file} has several: keep one.")
-        seen.add(pair.file)
-    return found
-
-
-def _pair(path: Path, number: int, row: Mapping[str, Any]) -> Pair:
-    file, told = str(row["file"] or "").strip(), str(row["latency_ms"] or "").strip()
-    if not file:
-        raise UserError(f"pairs: expected an ONNX file in row {number} of {path}, but got none.")
-    try:
-        latency = float(told)
-    except ValueError:
-        latency = math.nan
-    if not (math.isfinite(latency) and latency > 0):
-        raise UserError(f"pairs: expected a latency_ms above 0 in row {number} of {path}, but got {told!r}.")
-    return Pair((path.parent / file).resolve(), latency)
 
 
 def calibrated(spec: DeviceSpec, pairs: Sequence[Pair], precision: str | None = None, threads: int = 1) -> dict[str, Any]:
@@ -118,7 +72,7 @@ def calibrated(spec: DeviceSpec, pairs: Sequence[Pair], precision: str | None = 
     from sartor.predictors.latency.judgement import judge
 
     graphs = [onnx_graph(pair.file) for pair in pairs]
-    precision = _precision(graphs, pairs, precision)
+    precision = precision_of_all(graphs, [pair.file for pair in pairs], precision)
     model = Roofline.of(spec, precision, threads)
     measured = np.array([pair.latency_ms for pair in pairs])
     known = list(zip(graphs, measured.tolist(), strict=True))
@@ -132,17 +86,6 @@ def calibrated(spec: DeviceSpec, pairs: Sequence[Pair], precision: str | None = 
         "verdict": after.sentence(), "within_factor": _factor(left_out, measured),
         "parameters": {"before": asdict(model.parameters), "after": asdict(fitted.parameters)}, "kept": None if path is None else str(path),
     }  # fmt: skip
-
-
-def _precision(graphs: Sequence[OpGraph], pairs: Sequence[Pair], asked: str | None) -> str:
-    """That of all files, which must be one, and the one asked for."""
-    from sartor.hardware.onnx_graph import precision_of
-
-    expected = asked or precision_of(graphs[0])
-    for graph, pair in zip(graphs, pairs, strict=True):
-        if precision_of(graph) != expected:
-            raise UserError(f"precision: expected only {expected} files, but {pair.file} is {precision_of(graph)}: calibrate each apart.")
-    return expected
 
 
 def _factor(predicted: np.ndarray, measured: np.ndarray) -> float | None:

@@ -10,7 +10,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,8 +66,7 @@ class LatencyTable:
         self.calibration = Calibration()
         self._stopwatch: Stopwatch | None = None
         self._database = self._open()
-        rows = self._database.execute("SELECT signature, us, spread, runs, kind, noisy FROM entries")
-        self.entries = {row[0]: Entry(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows}
+        self.entries = {entry.signature: entry for entry in _entries(self._database)}
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -197,6 +196,21 @@ class LatencyTable:
             text = json.dumps(self.calibration.to_json())
             self._database.execute("INSERT OR REPLACE INTO meta VALUES ('calibration', ?)", (text,))
         return self.calibration
+
+
+def read_table(path: Path) -> tuple[Identity, list[Entry]]:
+    """Whose latency table a file is, and its entries; it is left as it is. Raises UserError for a file that is none."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            (identity,) = database.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
+            return Identity.from_json(json.loads(identity)), _entries(database)
+    except (sqlite3.Error, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"expected a latency table at {path}, got: {error}") from None
+
+
+def _entries(database: sqlite3.Connection) -> list[Entry]:
+    rows = database.execute("SELECT signature, us, spread, runs, kind, noisy FROM entries")
+    return [Entry(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in rows]
 
 
 def _batches(ops: Iterable[Op]) -> Iterator[list[Op]]:

@@ -20,7 +20,7 @@ from sartor.predictors.latency.additive import Additive, fit_additive
 from sartor.predictors.latency.features import kind_of, moved_values
 
 Floats = NDArray[np.float64]
-_FEWEST = 5  # measured ops of a kind that are needed to learn it
+FEWEST = 5  # measured ops of a kind that are needed to learn it
 _LINE = 0.5  # ridge penalty on the line, in units of the standardised features' deviation
 
 
@@ -60,7 +60,7 @@ class _Kind:
         mean = float(log_latency.mean())
         slopes = np.linalg.solve(x.T @ x + _LINE * np.eye(x.shape[1]), x.T @ (log_latency - mean))
         left = log_latency - mean - x @ slopes
-        varied = len(left) > 2 * _FEWEST and float(np.abs(x).max()) > 0 and float(left.std()) > 1e-9
+        varied = len(left) > 2 * FEWEST and float(np.abs(x).max()) > 0 and float(left.std()) > 1e-9
         return _Kind(shift, scale, np.concatenate([[mean], slopes]), fit_kernel("gp", x, left) if varied else None)
 
     def predict(self, features: Floats) -> tuple[Floats, Floats]:
@@ -148,7 +148,7 @@ def fit_ops(ops: Sequence[Op], latency_ms: Floats) -> OpModel:
         raise UserError("expected positive latencies of ops in ms, got some that are zero, negative or missing: leave them out")
     names, features = np.array([kind_of(op) for op in ops]), op_features(ops)
     found = sorted(set(names.tolist()))
-    rare = [kind for kind in found if (names == kind).sum() < _FEWEST]
+    rare = [kind for kind in found if (names == kind).sum() < FEWEST]
     if rare:
-        raise UserError(f"expected at least {_FEWEST} measured ops of a kind, got {(names == rare[0]).sum()} of {rare[0]}: measure more")
+        raise UserError(f"expected at least {FEWEST} measured ops of a kind, got {(names == rare[0]).sum()} of {rare[0]}: measure more")
     return OpModel({kind: _Kind.fit(features[names == kind], np.log(y[names == kind])) for kind in found})
