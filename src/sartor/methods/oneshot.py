@@ -21,6 +21,7 @@ from sartor.recipes.projection import Accept
 from sartor.recipes.sandwich import train_sandwich
 from sartor.recipes.shrinking import train_shrinking
 from sartor.recipes.single_path import train_single_path
+from sartor.recipes.top_k import evolve_top
 from sartor.searchers import make_searcher
 from sartor.trial import Trial
 
@@ -106,6 +107,17 @@ def _rank_notes(net: Any, data: Any, how: Exploring, seed: int) -> tuple[str, ..
     return (seen, *([str(finding)] if finding else []))
 
 
+def keeps_limits(net: Any, how: Exploring) -> Callable[[Arch], bool]:
+    """Whether an architecture keeps the limits on what is known of it without an evaluation: params, macs and the given costs."""
+    known = {"params", "macs", *(cost.name for cost in how.costs)}
+    goals = Goals(("params",), tuple(limit for limit in how.goals.limits if limit.key in known))
+
+    def keeps(arch: Arch) -> bool:
+        return not goals.limits or goals.feasible({**net.costs(arch), **{cost.name: float(cost(arch)) for cost in how.costs}})
+
+    return keeps
+
+
 def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, samples: int, rounds: int, seed: int) -> Trial:
     """Learn accuracy from `samples` sub-nets, evolve on the prediction, then evaluate what it likes best (Cai et al. 2020, section 3.4).
 
@@ -151,6 +163,6 @@ def limited_reward(
 
 __all__ = [
     "BUDGETS", "Accept", "Cost", "Exploration", "Exploring", "OneShotResult", "SearchResult", "budgeted", "coarse_to_fine", "concluded",
-    "copied", "evolve", "exploring", "limited_reward", "make_searcher", "predicted_first", "train_sandwich", "train_shrinking",
-    "train_single_path",
+    "copied", "evolve", "evolve_top", "exploring", "keeps_limits", "limited_reward", "make_searcher", "predicted_first", "train_sandwich",
+    "train_shrinking", "train_single_path",
 ]  # fmt: skip

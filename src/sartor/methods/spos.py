@@ -8,14 +8,17 @@ if TYPE_CHECKING:
     from sartor.recipes.one_shot import OneShotResult
 
 
-def spos(net: Any, data: Any, *, population: int = 50, **settings: Any) -> OneShotResult:
+def spos(net: Any, data: Any, *, population: int = 50, top: int = 10, mutation_rate: float = 0.1, **settings: Any) -> OneShotResult:
     """A supernet trained on uniformly drawn single paths, then evolution on sub-nets with recalibrated batch normalisation.
 
-    Sections 3.2 and 3.3: 120 epochs of supernet; evolution of 1000 sub-nets with a population of 50 under hard limits.
+    Sections 3.2 and 3.4 and Algorithm 1: 120 epochs of supernet; evolution of 1000 sub-nets under hard limits, 20 generations of 50, half
+    of each crossovers of the ten best so far, half mutants of them.
 
     Args:
         net: a searchable network; it is copied.
-        population: of the evolution.
+        population: of a generation.
+        top: how many of the best so far breed.
+        mutation_rate: probability of each choice of a mutant.
         settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `evaluations`, `ranks` ...); the rest
             (a budget, `paths`, `checkpoint` ...) of :func:`sartor.recipes.single_path.train_single_path`. Of a budget in seconds, training
             takes four fifths.
@@ -27,7 +30,11 @@ def spos(net: Any, data: Any, *, population: int = 50, **settings: Any) -> OneSh
     training, left = oneshot.budgeted(settings, epochs=120)
     trained = oneshot.train_single_path(begun, data, **training)
     seed = settings.get("seed", 0)
-    searcher = oneshot.make_searcher("genetic", begun.space, how.goals, population=population)
-    return oneshot.concluded(
-        begun, data, trained, how, left, lambda explore: oneshot.evolve(explore, searcher, how.evaluations, seed=seed), seed=seed
-    )
+    keeps = oneshot.keeps_limits(begun, how)
+
+    def search(explore: Any) -> Any:
+        return oneshot.evolve_top(
+            explore, begun.space, keeps, how.evaluations, population=population, top=top, rate=mutation_rate, seed=seed
+        )
+
+    return oneshot.concluded(begun, data, trained, how, left, search, seed=seed)

@@ -1,4 +1,4 @@
-"""Searching a trained supernet: evolution under limits (SPOS, OFA), and from a coarse grid to fine mutations (BigNAS)."""
+"""Searching a trained supernet: by a strategy (OFA), and from a coarse grid to fine mutations (BigNAS); SPOS: :mod:`.top_k`."""
 
 from __future__ import annotations
 
@@ -84,6 +84,10 @@ class Exploration:
         if self.on_trial is not None:
             self.on_trial(trial)
         return trial
+
+    def knows(self, arch: Arch) -> bool:
+        """Whether it was evaluated."""
+        return arch in self._known
 
     def best(self) -> Trial:
         """The best trial within the limits by the first objective; where none is within, the one with the least violation.

@@ -1,0 +1,65 @@
+"""Evolution of single paths under hard limits (Guo et al. 2020, "Single path one-shot neural architecture search with uniform sampling",
+ECCV, arXiv:1904.00420, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sartor.arch import Arch, Space
+from sartor.recipes.one_shot import Exploration
+from sartor.trial import Trial
+
+_TRIES = 200  # for a child that keeps the limits and is new
+
+
+def evolve_top(
+    explore: Exploration, space: Space, keeps: Callable[[Arch], bool], budget: int, *, population: int = 50, top: int = 10,
+    rate: float = 0.1, seed: int = 0,
+) -> Trial:  # fmt: skip
+    """The best of `budget` architectures, `population` a generation: drawn at random, then bred from the `top` best of all so far.
+
+    Half of a generation are crossovers of two of the best, half mutants of one of them, each choice with probability `rate`. What does not
+    keep the limits is drawn again, and never evaluated. A child follows from the seed and the trials before it: with a history the search
+    goes on as if it had not been interrupted.
+
+    Args:
+        keeps: whether an architecture keeps every limit that is known without an evaluation.
+    """
+    while len(explore.trials) < budget and not (explore.over and explore.trials):
+        number = len(explore.trials)
+        generation, place = divmod(number, population)
+        parents = _best(explore, generation * population, top)
+        rng = np.random.default_rng((seed, number))
+        arch = _child(space, parents, 2 * place < population, rate, rng, lambda new: keeps(new) and not explore.knows(new))
+        if arch is None:
+            break
+        explore(arch, {"generation": generation})
+    return explore.best()
+
+
+def _best(explore: Exploration, count: int, top: int) -> list[Arch]:
+    """The best of the first `count` trials: those of earlier generations."""
+    ranked = sorted(explore.trials[:count], key=lambda t: (explore.goals.violation(t.metrics), float(explore.goals.values(t.metrics)[0])))
+    return [trial.arch for trial in ranked[:top]]
+
+
+def _child(
+    space: Space, parents: Sequence[Arch], crossed: bool, rate: float, rng: np.random.Generator, taken: Callable[[Arch], bool]
+) -> Arch | None:
+    """A child that is `taken`; where none turns up, one drawn at random; None where that fails too."""
+    for attempt in range(2 * _TRIES if parents else _TRIES):
+        if not parents or attempt >= _TRIES:
+            new = space.sample(rng)
+        elif crossed:
+            first, second = (int(one) for one in rng.integers(len(parents), size=2))
+            new = space.crossover(parents[first], parents[second], rng)
+        else:
+            new = space.mutate(parents[int(rng.integers(len(parents)))], rng, rate=rate)
+        if taken(new):
+            return new
+    return None
+
+
+__all__ = ["evolve_top"]
