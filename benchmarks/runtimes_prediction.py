@@ -3,17 +3,17 @@
     python benchmarks/runtimes_prediction.py --setups onnxruntime:fp32 onnxruntime:int8 openvino:fp32 openvino:int8 --out runs/runtimes
 
 For every setup (RUNTIME:PRECISION) of this host: `--nets` networks of the mobile space to judge by, stratified over the deciles of the
-uncalibrated roofline, and `--train` others to learn from (together no net is in both). Each is exported for the runtime and measured twice;
-how often the two measurements agree within 10 % is the ceiling of any prediction. Judged are: FLOPs, the roofline before and after
-calibration on 10 of the training nets (chosen D-optimally), and the learned sum of costs on all of them. ExecuTorch's lowering takes a
-quarter of a minute a net: `--setups executorch:fp32 --nets 30 --train 60`. Writes rows_SETUP.jsonl, summary.json and scatter_SETUP.png.
+uncalibrated roofline, and `--train` others to learn from (together no net is in both). All are exported for the runtime, then measured in
+one sitting, twice; how often the two measurements agree within 10 % is the ceiling of any prediction. Judged: FLOPs, the roofline before
+and after calibration on 10 of the training nets (chosen D-optimally), and the learned sum of costs on all of them. ExecuTorch's lowering
+takes 5 to 12 seconds a net: `--setups executorch:fp32 --nets 30 --train 120`. Writes rows_SETUP.jsonl, summary.json and scatter_SETUP.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -100,27 +100,46 @@ def stratified(net: Any, model: Roofline, count: int, seed: int) -> list[Arch]:
 
 
 def measure_all(net: Any, archs: list[Arch], setup: Setup, options: argparse.Namespace) -> list[dict[str, Any]]:
-    path = options.out / f"rows_{setup.runtime}_{setup.precision}_{setup.threads}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {json.dumps(row["arch"], sort_keys=True): row for row in rows}
-    todo = [arch for arch in archs if json.dumps(arch.to_json(), sort_keys=True) not in known]
-    for start in range(0, len(todo), GROUP):
-        group = todo[start : start + GROUP]
-        began = time.time()
-        files = [export(net, arch, setup, options.out / f"net{number}") for number, arch in enumerate(group)]
-        seconds = (time.time() - began) / len(group)
-        twice = [measure_many(files, setup=setup, seconds=options.seconds, seed=turn) for turn in range(2)]
-        with path.open("a") as file:
-            for number, arch in enumerate(group):
-                row = {"arch": arch.to_json(), "export_seconds": seconds, "measured": [one[number].to_json() for one in twice]}
-                known[json.dumps(arch.to_json(), sort_keys=True)] = row
-                file.write(json.dumps(row) + "\n")
-        print(f"{setup}: measured {start + len(group)}/{len(todo)}", flush=True)
-    return [known[json.dumps(arch.to_json(), sort_keys=True)] for arch in archs]
+    """Export every network first, which may take an hour, then measure them all in one sitting, twice: a machine's speed wanders by more
+    than 10 % within an hour, which no model of networks can know."""
+    name = f"{setup.runtime}_{setup.precision}_{setup.threads}"
+    files = []
+    for number, arch in enumerate(archs):
+        files.append(export(net, arch, setup, options.out / f"files_{name}" / digest(arch)))
+        print(f"{setup}: exported {number + 1}/{len(archs)}", flush=True)
+    path = options.out / f"rows_{name}.jsonl"
+    known: dict[str, list[dict[str, Any]]] = {}
+    for row in [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []:
+        known.setdefault(row["net"], []).append(row["measured"])
+    for turn in range(2):
+        todo = [number for number, arch in enumerate(archs) if len(known.get(digest(arch), [])) <= turn]
+        for start in range(0, len(todo), GROUP):
+            group = todo[start : start + GROUP]
+            measured = measure_many([files[number] for number in group], setup=setup, seconds=options.seconds, seed=turn)
+            with path.open("a") as file:
+                for number, one in zip(group, measured, strict=True):
+                    known.setdefault(digest(archs[number]), []).append(one.to_json())
+                    file.write(json.dumps({"net": digest(archs[number]), "measured": one.to_json()}) + "\n")
+            print(f"{setup}: measured {start + len(group)}/{len(todo)}, turn {turn + 1} of 2", flush=True)
+    return [{"arch": arch.to_json(), "measured": known[digest(arch)]} for arch in archs]
+
+
+def digest(arch: Arch) -> str:
+    return hashlib.sha256(json.dumps(arch.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def export(net: Any, arch: Arch, setup: Setup, stem: Path) -> Path:
-    """The file that the runtime takes, quantised where int8 is measured."""
+    """The file that the runtime takes, quantised where int8 is measured; made once."""
+    stem.parent.mkdir(exist_ok=True)
+    done = next((path for path in stem.parent.glob(f"{stem.name}*.ready")), None)
+    if done is not None:
+        return done.with_suffix("")
+    path = _export(net, arch, setup, stem)
+    path.with_name(f"{path.name}.ready").touch()
+    return path
+
+
+def _export(net: Any, arch: Arch, setup: Setup, stem: Path) -> Path:
     module = net.extract(arch).eval()
     images = np.random.default_rng(0).standard_normal((16, *net.input_shape)).astype(np.float32)
     if setup.runtime == "executorch":
