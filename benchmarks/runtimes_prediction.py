@@ -12,6 +12,7 @@ takes 5 to 12 seconds a net: `--setups executorch:fp32 --nets 30 --train 120`. W
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict
@@ -92,7 +93,7 @@ def kept_roofline(setup: Setup, options: argparse.Namespace) -> Roofline:
 def stratified(net: Any, model: Roofline, count: int, seed: int) -> list[Arch]:
     """`count` architectures in random order, equally many from every decile of modelled latency."""
     rng = np.random.default_rng(seed)
-    pool = [net.space.sample(rng) for _ in range(POOL)]
+    pool = list(dict.fromkeys(net.space.sample(rng) for _ in range(POOL)))
     order = np.argsort([model.predict(graph_of(net, arch)) for arch in pool])
     share = -(-count // 10)
     picked = [index for decile in np.array_split(order, 10) for index in rng.choice(decile, share, replace=False)]
@@ -103,29 +104,41 @@ def measure_all(net: Any, archs: list[Arch], setup: Setup, options: argparse.Nam
     """Export every network first, which may take an hour, then measure them all in one sitting, twice: a machine's speed wanders by more
     than 10 % within an hour, which no model of networks can know."""
     name = f"{setup.runtime}_{setup.precision}_{setup.threads}"
+    keys = [digest(net, arch, options.seconds) for arch in archs]
     files = []
-    for number, arch in enumerate(archs):
-        files.append(export(net, arch, setup, options.out / f"files_{name}" / digest(arch)))
+    for number, (arch, key) in enumerate(zip(archs, keys, strict=True)):
+        files.append(export(net, arch, setup, options.out / f"files_{name}" / key))
         print(f"{setup}: exported {number + 1}/{len(archs)}", flush=True)
     path = options.out / f"rows_{name}.jsonl"
     known: dict[str, list[dict[str, Any]]] = {}
-    for row in [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []:
+    for row in kept_rows(path):
         known.setdefault(row["net"], []).append(row["measured"])
     for turn in range(2):
-        todo = [number for number, arch in enumerate(archs) if len(known.get(digest(arch), [])) <= turn]
+        todo = [number for number, key in enumerate(keys) if len(known.get(key, [])) <= turn]
         for start in range(0, len(todo), GROUP):
             group = todo[start : start + GROUP]
             measured = measure_many([files[number] for number in group], setup=setup, seconds=options.seconds, seed=turn)
             with path.open("a") as file:
                 for number, one in zip(group, measured, strict=True):
-                    known.setdefault(digest(archs[number]), []).append(one.to_json())
-                    file.write(json.dumps({"net": digest(archs[number]), "measured": one.to_json()}) + "\n")
+                    known.setdefault(keys[number], []).append(one.to_json())
+                    file.write(json.dumps({"net": keys[number], "measured": one.to_json()}) + "\n")
             print(f"{setup}: measured {start + len(group)}/{len(todo)}, turn {turn + 1} of 2", flush=True)
-    return [{"arch": arch.to_json(), "measured": known[digest(arch)]} for arch in archs]
+    return [{"arch": arch.to_json(), "measured": known[key]} for arch, key in zip(archs, keys, strict=True)]
 
 
-def digest(arch: Arch) -> str:
-    return hashlib.sha256(json.dumps(arch.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+def digest(net: Any, arch: Arch, seconds: float) -> str:
+    """Of a network and of how it is measured: what is kept in a folder is read back for no other."""
+    what = [net.space.fingerprint, net.input_shape, seconds, arch.to_json()]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def kept_rows(path: Path) -> list[dict[str, Any]]:
+    """Measurements of an interrupted run; its last line may be torn."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return [row for row in found if "net" in row]
 
 
 def export(net: Any, arch: Arch, setup: Setup, stem: Path) -> Path:

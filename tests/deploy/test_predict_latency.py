@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sartor.cli import main
+from sartor.deploy.predict_command import short_names
 from sartor.hardware.device import host
 from sartor.hardware.devices import find
 from sartor.hardware.onnx_graph import onnx_graph
@@ -131,6 +132,32 @@ def test_single_operations_add_up_and_whole_networks_correct_them(nets: Nets, tm
     assert missing[0] < 0.9 < missing[1]
 
 
+def test_measured_operations_are_looked_up_and_repeated_ones_judge_nobody(
+    nets: Nets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    board, rng = model("board"), np.random.default_rng(0)
+    ops = {op.signature: board.price(op) * float(rng.lognormal(0, 0.8)) for file in nets for op in onnx_graph(file)}
+    lines = [f"{name},{ms}\n" for name, ms in ops.items()]
+    (tmp_path / "once.csv").write_text("op,latency_ms\n" + "".join(lines))
+    (tmp_path / "often.csv").write_text("op,latency_ms\n" + "".join(lines * 6))
+    once, often = (run(capsys, *nets[:5], "--ops", tmp_path / f"{name}.csv") for name in ("once", "often"))
+    assert once["judgement"] == often["judgement"] and once["judgement"]["grade"] == "poor"  # noise is no knowledge
+    for one in once["predicted"]:
+        assert one["latency_ms"] == pytest.approx(sum(ops[op.signature] for op in onnx_graph(Path(one["file"]))))
+    few = "".join(line for line in lines if not line.startswith("pool")) + next(line for line in lines if line.startswith("pool"))
+    (tmp_path / "few.csv").write_text("op,latency_ms\n" + few)
+    told = run(capsys, *nets, "--ops", tmp_path / "few.csv")["predicted"]
+    refused = [one["refused"] for one in told if one["refused"]]
+    assert 0 < len(refused) < len(told) and "kind pool than the 1 measured" in refused[0]
+    assert main(["predict", str(next(one["file"] for one in told if one["refused"])), "--ops", str(tmp_path / "few.csv")]) == 0
+    assert "than the 1 measured" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_files_of_one_name_are_told_apart() -> None:
+    assert short_names(["/a/x/model.onnx", "/a/y/model.onnx"]) == {"/a/x/model.onnx": "x/model.onnx", "/a/y/model.onnx": "y/model.onnx"}
+    assert short_names(["/a/x.onnx", "/a/y.onnx"]) == {"/a/x.onnx": "x.onnx", "/a/y.onnx": "y.onnx"}
+
+
 def test_a_latency_table_serves_networks_of_its_precision_only(nets: Nets, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ops = [op for file in nets[:6] for op in onnx_graph(file)]
     for precision in ("fp32", "int8"):
@@ -151,7 +178,14 @@ def test_mistakes_are_said_in_one_sentence(nets: Nets, tmp_path: Path, capsys: p
     (tmp_path / "short.csv").write_text(f"file,latency_ms\n{net},1\n")
     (tmp_path / "ops.csv").write_text("op,latency_ms\nconv:nonsense,1\n")
     (tmp_path / "few.csv").write_text("op,latency_ms\nadd:16x14x14,1\n")
-    (tmp_path / "no.sqlite").write_text("no")
+    (tmp_path / "no.sqlite").write_bytes(b"SQLite format 3\0no")
+    (tmp_path / "comma.csv").write_text("file,latency_ms\n" + f"{net},1,26\n" * 4)
+    (tmp_path / "twice.csv").write_text("file,latency_ms,latency_ms\n" + f"{net},1,2\n" * 4)
+    (tmp_path / "nul.csv").write_text("file,latency_ms\n" + "a\0b,1\n" * 4)
+    (tmp_path / "long.csv").write_text("file,latency_ms\n" + f"{'x' * 5000},1\n" * 4)
+    (tmp_path / "huge.csv").write_text("file,latency_ms\n" + f"{net},1e308\n" * 4)
+    (tmp_path / "mine.csv").write_text("file,latency_ms\n" + "".join(f"{file},{3 * latency(file)}\n" for file in nets[:12]))
+    (tmp_path / "zero.csv").write_text("op,latency_ms\nconv:16x4x4>16x4x4:k1s1g0,1\n")
     (tmp_path / "no.onnx").write_text("no")
     for arguments, said in (
         ([net], "expected --pairs or --ops"),
@@ -165,7 +199,18 @@ def test_mistakes_are_said_in_one_sentence(nets: Nets, tmp_path: Path, capsys: p
         ([net, "--ops", str(tmp_path / "ops.csv")], "a signature such as"),
         ([net, "--ops", str(tmp_path / "few.csv")], "at least 5 measured operations"),
         ([net, "--ops", str(tmp_path / "no.sqlite")], "latency table"),
-        ([net, "--ops", str(tmp_path / "few.csv"), "--next", "1"], "neither --next nor --other"),
+        ([net, "--ops", str(tmp_path / "few.csv"), "--next", "1"], "none of --next"),
+        ([net, "--ops", str(tmp_path / "few.csv"), "--device", "host"], "none of --next"),
+        ([net, "--ops", str(tmp_path / "zero.csv")], "a signature such as"),
+        ([net, "--pairs", str(tmp_path / "comma.csv")], "decimal commas"),
+        ([net, "--pairs", str(tmp_path / "twice.csv")], "different names"),
+        ([net, "--pairs", str(tmp_path / "nul.csv")], "nul.csv"),
+        ([net, "--pairs", str(tmp_path / "long.csv")], "long.csv"),
+        ([net, "--pairs", str(tmp_path / "huge.csv")], "twelve days"),
+        ([net, "--pairs", pairs, "--other", other, "--other", str(tmp_path / "mine.csv")], "your own"),
+        ([net, "--pairs", pairs, "--other", other, "--other", str(tmp_path / "short.csv")], "other: expected 4"),
+        ([net, "--pairs", pairs, "--runtime", "nonesuch"], "fusion rules"),
+        (["x" * 5000, "--pairs", pairs], "FILE.onnx"),
         ([str(tmp_path / "no.onnx"), "--pairs", pairs], "no.onnx"),
         ([net, "--pairs", pairs, "--device", "nonesuch"], "nonesuch"),
     ):

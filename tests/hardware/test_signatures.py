@@ -40,7 +40,21 @@ def test_rare_operations_come_back(op: Op) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "conv", "conv:3x3", "conv:3x3x3>3x3x3", "conv:3x3x3:k1s1g1", "swim:3x3x3", "add:3x3x3:k1s1", "input:3x3x3"]
+    "text",
+    [
+        "",
+        "conv",
+        "conv:3x3",
+        "conv:3x3x3>3x3x3",
+        "conv:3x3x3:k1s1g1",
+        "swim:3x3x3",
+        "add:3x3x3:k1s1",
+        "input:3x3x3",
+        "add:0x1x1",
+        "conv:16x4x4>16x4x4:k1s1g0",
+        "conv:16x4x4>16x4x4:k1s1g5",
+        f"add:{10**400}x1x1",
+    ],
 )
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="expected a signature"):

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
-import pytest
 
 from sartor.arch import Arch, Space
-from sartor.errors import UserError
 from sartor.goals import Goals
 from sartor.recipes.one_shot import Exploration
 from sartor.recipes.top_k import evolve_top
@@ -27,7 +25,7 @@ def differing(a: Arch, b: Arch) -> int:
 
 def test_half_of_a_generation_are_crossovers_of_the_ten_best_and_half_mutants_of_one() -> None:
     explore = Exploration(closeness, Goals(("accuracy",)))
-    evolve_top(explore, SPACE, lambda arch: True, 200, population=40, top=5, rate=0.1)
+    evolve_top(explore, SPACE, lambda arch: 0.0, 200, population=40, top=5, rate=0.1)
     found = explore.trials
     assert [t.meta["generation"] for t in found] == [n // 40 for n in range(200)] and len({t.arch for t in found}) == 200
     for generation in (1, 2):  # later the crossovers of five that are alike are used up, and others are drawn
@@ -48,22 +46,34 @@ def test_what_breaks_a_limit_is_never_evaluated() -> None:
         evaluated[arch["c0"]] += 1
         return closeness(arch)
 
-    evolve_top(Exploration(evaluate, Goals(("accuracy",))), SPACE, lambda arch: arch["c0"] == 2, 120, population=20)
+    evolve_top(Exploration(evaluate, Goals(("accuracy",))), SPACE, lambda arch: float(arch["c0"] != 2), 120, population=20)
     assert evaluated == {2: 120}
-    with pytest.raises(UserError, match="nothing was evaluated"):
-        evolve_top(Exploration(evaluate, Goals(("accuracy",))), SPACE, lambda arch: False, 10)
+
+
+def test_tight_limits_are_walked_to_and_hopeless_ones_end_at_the_nearest() -> None:
+    """One architecture in 10,000 is within: draws alone find none, and the budget is used all the same."""
+
+    def excess(arch: Arch) -> float:
+        return float(max(0, sum(arch.values()) - 5))
+
+    explore = Exploration(closeness, Goals(("accuracy",)))
+    evolve_top(explore, SPACE, excess, 100, population=20)
+    assert len(explore.trials) == 100 and all(excess(trial.arch) == 0 for trial in explore.trials)
+    hopeless = Exploration(closeness, Goals(("accuracy",)))
+    assert sum(evolve_top(hopeless, SPACE, lambda arch: 1.0 + sum(arch.values()), 100).arch.values()) <= 2
+    assert len(hopeless.trials) == 1
 
 
 def test_it_goes_on_from_a_history_as_if_it_had_not_stopped() -> None:
     whole = Exploration(closeness, Goals(("accuracy",)))
-    evolve_top(whole, SPACE, lambda arch: True, 90, population=20)
+    evolve_top(whole, SPACE, lambda arch: 0.0, 90, population=20)
     rest = Exploration(closeness, Goals(("accuracy",)), history=whole.trials[:33])
-    evolve_top(rest, SPACE, lambda arch: True, 90, population=20)
+    evolve_top(rest, SPACE, lambda arch: 0.0, 90, population=20)
     assert [t.arch for t in rest.trials] == [t.arch for t in whole.trials]
 
 
 def test_a_small_space_is_searched_to_its_end() -> None:
     space = Space({"a": (0, 1), "b": (0, 1)})
     explore = Exploration(lambda arch: {"accuracy": float(arch["a"])}, Goals(("accuracy",)))
-    evolve_top(explore, space, lambda arch: True, 50, population=4)
+    evolve_top(explore, space, lambda arch: 0.0, 50, population=4)
     assert len(explore.trials) == 4

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sartor.deploy.pairs import Pair, precision_of_all, read_operations, read_pairs
+from sartor.deploy.pairs import Pair, precision_of_all, read_operations, read_pairs, resolved
 from sartor.errors import UserError
 from sartor.hardware.devices import find
-from sartor.hardware.fusion import RULES, executed
+from sartor.hardware.fusion import RULES, executed, rules
 from sartor.hardware.graph import Op, OpGraph
 from sartor.hardware.onnx_graph import onnx_graph
 from sartor.hardware.roofline import FAMILY
@@ -25,26 +25,27 @@ from sartor.predictors.latency.features import Readings, graph_columns, kind_of
 from sartor.predictors.latency.judgement import Judgement, judge
 from sartor.predictors.latency.model import cross_judge, intervals
 from sartor.predictors.latency.ops import FEWEST as ENOUGH
-from sartor.predictors.latency.ops import OpModel, fit_ops
+from sartor.predictors.latency.ops import OpModel, fit_ops, op_features
 from sartor.predictors.latency.transfer import learn_prior
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 FEWEST, MOST = 4, 5000  # measured networks in one file
+COVERAGE = 0.9
 _SOURCES = 2  # other devices that a prior needs
 _FOLDS = 5
 
 
 def predicted(
-    files: Sequence[Path], pairs: Path | None = None, others: Sequence[Path] = (), *, ops: Path | None = None,
-    device: str | None = None, choose: int = 0, coverage: float = 0.9,
+    files: Sequence[Path], pairs: Path | None = None, others: Sequence[Path] = (), *, ops: Path | None = None, device: str | None = None,
+    runtime: str | None = None, choose: int = 0, coverage: float = COVERAGE,
 ) -> dict[str, Any]:  # fmt: skip
-    """Latencies of ONNX files from measured ones: Bayesian regression on counts of operations, with conformal intervals.
+    """Latencies of ONNX files from measured ones: Bayesian regression on counts of operations, with conformal intervals (CV+).
 
     With `others` the costs begin from what these devices have in common (:func:`sartor.predictors.latency.transfer.learn_prior`). With
-    `ops` networks are sums of learned latencies of operations, corrected by the pairs where there are any. `device` tells how its
-    runtime fuses and how wide its vectors are.
+    `ops` networks are sums of measured and learned latencies of operations, corrected by the pairs where there are any; no intervals then.
+    `device` tells how wide vectors are and how its runtime fuses; `runtime` names another runtime.
 
     The record has `precision`, `device`, `learned_from` (networks), `others` (devices), `operations` (number, or None), `coverage`;
     `judgement` (each measured network predicted without it; None without any), `verdict`, `predicted`: `file`, `latency_ms`, `low_ms`,
@@ -57,42 +58,57 @@ def predicted(
         raise UserError(f"coverage: expected a share from 0.5 to below 1, but got {coverage:g}.")
     if pairs is None and ops is None and not choose:
         raise UserError("pairs: expected --pairs or --ops to learn from, or --next N to be told what to measure first, but got neither.")
-    if ops is not None and (choose or others):
-        raise UserError("ops: expected neither --next nor --other beside it: these are for what is learned from whole networks.")
+    if ops is not None and (choose or others or device or runtime or coverage != COVERAGE):
+        raise UserError("ops: expected none of --next, --other, --device, --runtime and --coverage beside it: they are for whole networks.")
     own = [] if pairs is None else read_pairs(pairs, FEWEST, MOST)
-    sources = _sources(others)
-    nets = _Networks(files, [own, *sources.values()], device)
+    sources = _sources(others, own)
+    nets = _Networks(files, [own, *sources.values()], device, runtime)
     facts: dict[str, Any] = {
-        "precision": nets.precision, "device": device, "learned_from": len(own), "others": list(sources), "operations": None,
-        "coverage": coverage,
+        "precision": nets.precision, "device": device, "runtime": nets.runtime, "learned_from": len(own), "others": list(sources),
+        "operations": None, "coverage": None if ops else coverage,
     }  # fmt: skip
     if ops is not None:
         return facts | _by_operations(nets, own, *read_operations(ops, nets.precision))
     return facts | _by_networks(nets, own, sources, choose, coverage)
 
 
-def _sources(others: Sequence[Path]) -> dict[str, list[Pair]]:
+def _sources(others: Sequence[Path], own: Sequence[Pair]) -> dict[str, list[Pair]]:
     if len(others) == 1:
         raise UserError(f"other: expected at least {_SOURCES} devices, since how they differ is what is learned, but got 1.")
-    found = {path.stem: read_pairs(path, FEWEST, MOST) for path in others}
+    found = {path.stem: read_pairs(path, FEWEST, MOST, "other") for path in others}
     if len(found) < len(others):
         raise UserError("other: expected files of different names, which name the devices, but two are alike.")
+    mine = {pair.file: pair.latency_ms for pair in own}
+    for path, known in zip(others, found.values(), strict=True):
+        ratios = [pair.latency_ms / mine[pair.file] for pair in known if pair.file in mine]
+        if len(ratios) >= FEWEST and max(ratios) < (1 + 1e-6) * min(ratios):
+            raise UserError(
+                f"other: expected the latencies of another device, but those in {path} are your own: they would judge themselves."
+            )
     return found
 
 
 class _Networks:
-    """The op graphs of all files, each read once, as the device's runtime executes them. `files` are those to predict."""
+    """The op graphs of all files, each read once, as they stand and as the runtime executes them. `files` are those to predict."""
 
-    def __init__(self, files: Sequence[Path], tables: Sequence[Sequence[Pair]], device: str | None) -> None:
-        self.files = list(dict.fromkeys(path.resolve() for path in files))
+    def __init__(self, files: Sequence[Path], tables: Sequence[Sequence[Pair]], device: str | None, runtime: str | None) -> None:
+        self.files = list(dict.fromkeys(resolved(path, "FILE.onnx") for path in files))
         paths = list(dict.fromkeys([*self.files, *(pair.file for table in tables for pair in table)]))
         graphs = [onnx_graph(path) for path in paths]
         self.precision = precision_of_all(graphs, paths)
         spec = None if device is None else find(device)
-        self.lanes = 1 if spec is None else spec.lanes.get(self.precision, 1)
+        self.lanes = 1 if spec is None else spec.lanes.get("fp32") or max(1, spec.lanes.get("int8", 1) // 4)  # 32-bit accumulators
+        named = runtime or (None if spec is None else spec.runtime)
+        self.runtime = named and FAMILY.get(named, named)
+        if runtime is not None:
+            rules(runtime, self.precision)  # one without is refused
         self.plain = dict(zip(paths, graphs, strict=True))
-        self.executed = {path: graph if spec is None else _fused(graph, spec.runtime, self.precision) for path, graph in self.plain.items()}
+        self.executed = {path: self._fused(graph) for path, graph in self.plain.items()}
         self.measured = list(dict.fromkeys(pair.file for table in tables for pair in table))
+
+    def _fused(self, graph: OpGraph) -> OpGraph:
+        known = self.runtime is not None and (self.runtime, self.precision) in RULES
+        return executed(graph, str(self.runtime), self.precision) if known else graph
 
     def refused(self, kinds: Sequence[str]) -> dict[Path, str]:
         """Networks with an operation of a kind that was not measured, which a model must not price: why."""
@@ -102,11 +118,6 @@ class _Networks:
             if unknown:
                 found[path] = f"no measured network has an operation of kind {unknown[0]}"
         return found
-
-
-def _fused(graph: OpGraph, runtime: str, precision: str) -> OpGraph:
-    family = FAMILY.get(runtime, runtime)
-    return executed(graph, family, precision) if (family, precision) in RULES else graph
 
 
 # -- from whole networks ---------------------------------------------------------------------------------------------------
@@ -172,27 +183,31 @@ def _next(
 
 
 def _by_operations(nets: _Networks, own: Sequence[Pair], ops: Sequence[Op], latency_ms: Floats) -> dict[str, Any]:
-    """Sums of learned latencies of operations: those of the network as it stands, since operations were measured one by one."""
+    """Sums over the operations of networks as they stand, since operations were measured one by one: as measured, else as learned."""
     counts = Counter(kind_of(op) for op in ops)
-    kept = [number for number, op in enumerate(ops) if counts[kind_of(op)] >= ENOUGH]
-    if not kept:
+    common = [number for number, op in enumerate(ops) if counts[kind_of(op)] >= ENOUGH]
+    if not common:
         raise UserError(f"ops: expected at least {ENOUGH} measured operations of a kind, but got {max(counts.values())} at most.")
-    ops, latency_ms = [ops[number] for number in kept], latency_ms[kept]
-    model = fit_ops(ops, latency_ms)
-    nets.executed = nets.plain
-    refused = nets.refused(list(model.kinds))
-    lost = next((pair.file for pair in own if {kind_of(op) for op in nets.plain[pair.file]} - set(model.kinds)), None)
+    model = fit_ops([ops[number] for number in common], latency_ms[common]).with_measured(ops, latency_ms)
+
+    def lacking(path: Path) -> str | None:
+        kind = next((kind_of(op) for op in nets.plain[path] if not model.knows(op)), None)
+        return kind and f"it has another operation of kind {kind} than the {counts[kind]} measured, and {ENOUGH} are needed to learn from"
+
+    refused = {path: why for path in nets.files if (why := lacking(path)) is not None}
+    lost = next(((pair.file, why) for pair in own if (why := lacking(pair.file)) is not None), None)
     if lost is not None:
-        raise UserError(f"pairs: expected networks of operations that were measured, but {lost} has one of another kind.")
+        raise UserError(f"pairs: expected networks of operations that can be priced, but got {lost[0]}: {lost[1]}.")
     if own:
         model = model.calibrated([nets.plain[pair.file] for pair in own], np.array([pair.latency_ms for pair in own]))
-    judgement = _judge_networks(model, nets, own) if own else _judge_operations(ops, latency_ms, counts)
+    learned = [ops[number] for number in common]
+    judgement = _judge_networks(model, nets, own) if own else _judge_operations(learned, latency_ms[common], counts)
     wanted = [path for path in nets.files if path not in refused]
     figures = model.predict([nets.plain[path] for path in wanted]).tolist() if wanted else []
     told = {path: _figures(ms) for path, ms in zip(wanted, figures, strict=True)}
     return {
         "operations": len(ops), "judgement": None if judgement is None else judgement.to_json(),
-        "verdict": _verdict(judgement, "networks" if own else "operations"),
+        "verdict": _verdict(judgement, "networks" if own else "operations that were learned, not looked up,"),
         "predicted": _told(nets, own, told, refused), "next": [],
     }  # fmt: skip
 
@@ -211,8 +226,13 @@ def _judge_operations(ops: Sequence[Op], latency_ms: Floats, counts: Mapping[str
     guess = np.full(len(ops), np.nan)
     for kind in [kind for kind, count in counts.items() if count - -(-count // _FOLDS) >= ENOUGH]:
         rows = np.array([number for number, op in enumerate(ops) if kind_of(op) == kind])
-        for held in np.array_split(np.random.default_rng(0).permutation(rows), _FOLDS):
+        # What differs only in its activation looks alike to the model: it is left out together.
+        _, alike = np.unique(op_features([ops[i] for i in rows]), axis=0, return_inverse=True)
+        fold = np.random.default_rng(0).permutation(alike.max() + 1)[alike] % _FOLDS
+        for held in [rows[fold == number] for number in range(_FOLDS) if (fold == number).any()]:
             kept = np.setdiff1d(rows, held)
+            if len(kept) < ENOUGH:
+                continue
             guess[held] = fit_ops([ops[i] for i in kept], latency_ms[kept]).op_latency([ops[i] for i in held])[0]
     judged = np.isfinite(guess)
     return judge(guess[judged], latency_ms[judged]) if judged.any() else None

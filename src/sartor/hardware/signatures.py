@@ -8,9 +8,10 @@ from typing import Any
 from sartor.errors import UserError
 from sartor.hardware.graph import Op, Shape
 
-_SHAPES = re.compile(r"(\d+)x(\d+)x(\d+)(?:>(\d+)x(\d+)x(\d+))?")
-_WINDOW = re.compile(r"k(\d+)s(\d+)(?:g(\d+))?(?:d(\d+))?")
-_OTHER = re.compile(r"m(\d+)p(\d+)")
+_SIZE = r"([1-9]\d{0,8})"
+_SHAPES = re.compile(rf"{_SIZE}x{_SIZE}x{_SIZE}(?:>{_SIZE}x{_SIZE}x{_SIZE})?")
+_WINDOW = re.compile(rf"k{_SIZE}s{_SIZE}(?:g{_SIZE})?(?:d{_SIZE})?")
+_OTHER = re.compile(r"m(\d{1,18})p(\d{1,18})")
 
 
 def parse(text: str) -> Op:
@@ -23,7 +24,7 @@ def parse(text: str) -> Op:
         op = _parse(*text.strip().split(":"))
     except (ValueError, TypeError, IndexError, UserError):
         op = None
-    if op is None or op.signature != text.strip():
+    if op is None or op.signature != text.strip() or op.in_shape[0] % op.groups or op.out_shape[0] % op.groups:
         raise UserError(f"op: expected a signature such as conv:16x14x14>48x14x14:k1s1g1:relu or add:16x14x14, but got {text[:80]!r}.")
     return op
 

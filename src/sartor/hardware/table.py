@@ -199,13 +199,16 @@ class LatencyTable:
 
 
 def read_table(path: Path) -> tuple[Identity, list[Entry]]:
-    """Whose latency table a file is, and its entries; it is left as it is. Raises UserError for a file that is none."""
+    """Whose latency table a file is, and its entries; opened for reading only. Raises UserError for a file that is none."""
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            (identity,) = database.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
-            return Identity.from_json(json.loads(identity)), _entries(database)
+            meta = dict(database.execute("SELECT key, value FROM meta").fetchall())
+            entries = _entries(database)
+        if meta.get("schema") != str(SCHEMA) or not all(isinstance(e.signature, str) and isinstance(e.us, float) for e in entries):
+            raise ValueError(f"schema {meta.get('schema')}, entries of another kind")
+        return Identity.from_json(json.loads(meta["identity"])), entries
     except (sqlite3.Error, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"expected a latency table at {path}, got: {error}") from None
+        raise UserError(f"expected a latency table of schema {SCHEMA} at {path}, got: {error}") from None
 
 
 def _entries(database: sqlite3.Connection) -> list[Entry]:

@@ -107,15 +107,17 @@ def _rank_notes(net: Any, data: Any, how: Exploring, seed: int) -> tuple[str, ..
     return (seen, *([str(finding)] if finding else []))
 
 
-def keeps_limits(net: Any, how: Exploring) -> Callable[[Arch], bool]:
-    """Whether an architecture keeps the limits on what is known of it without an evaluation: params, macs and the given costs."""
+def excess_over_limits(net: Any, how: Exploring) -> Callable[[Arch], float]:
+    """By how much an architecture breaks the limits on what is known of it without an evaluation: params, macs and the given costs."""
     known = {"params", "macs", *(cost.name for cost in how.costs)}
     goals = Goals(("params",), tuple(limit for limit in how.goals.limits if limit.key in known))
 
-    def keeps(arch: Arch) -> bool:
-        return not goals.limits or goals.feasible({**net.costs(arch), **{cost.name: float(cost(arch)) for cost in how.costs}})
+    def excess(arch: Arch) -> float:
+        if not goals.limits:
+            return 0.0
+        return float(goals.violation({**net.costs(arch), **{cost.name: float(cost(arch)) for cost in how.costs}}))
 
-    return keeps
+    return excess
 
 
 def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, samples: int, rounds: int, seed: int) -> Trial:
@@ -163,6 +165,6 @@ def limited_reward(
 
 __all__ = [
     "BUDGETS", "Accept", "Cost", "Exploration", "Exploring", "OneShotResult", "SearchResult", "budgeted", "coarse_to_fine", "concluded",
-    "copied", "evolve", "evolve_top", "exploring", "keeps_limits", "limited_reward", "make_searcher", "predicted_first", "train_sandwich",
-    "train_shrinking", "train_single_path",
+    "copied", "evolve", "evolve_top", "excess_over_limits", "exploring", "limited_reward", "make_searcher", "predicted_first",
+    "train_sandwich", "train_shrinking", "train_single_path",
 ]  # fmt: skip

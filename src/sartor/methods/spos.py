@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,11 +31,17 @@ def spos(net: Any, data: Any, *, population: int = 50, top: int = 10, mutation_r
     training, left = oneshot.budgeted(settings, epochs=120)
     trained = oneshot.train_single_path(begun, data, **training)
     seed = settings.get("seed", 0)
-    keeps = oneshot.keeps_limits(begun, how)
+    excess = oneshot.excess_over_limits(begun, how)
+
+    notes: list[str] = []
 
     def search(explore: Any) -> Any:
-        return oneshot.evolve_top(
-            explore, begun.space, keeps, how.evaluations, population=population, top=top, rate=mutation_rate, seed=seed
+        best = oneshot.evolve_top(
+            explore, begun.space, excess, how.evaluations, population=population, top=top, rate=mutation_rate, seed=seed
         )
+        if len(explore.trials) < how.evaluations and not explore.over:
+            notes.append(f"{len(explore.trials)} of {how.evaluations} sub-nets were evaluated: no more were found within the limits")
+        return best
 
-    return oneshot.concluded(begun, data, trained, how, left, search, seed=seed)
+    found = oneshot.concluded(begun, data, trained, how, left, search, seed=seed)
+    return replace(found, notes=(*notes, *found.notes))

@@ -8,7 +8,7 @@ Kinds that were not measured are refused, never guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,10 +79,22 @@ class OpModel:
     Attributes:
         kinds: fitted model by kind (see :func:`sartor.predictors.latency.features.kind_of`).
         whole: what the sum over ops becomes in a whole network, by kind and with a fixed cost; None without :meth:`calibrated`.
+        measured: ms by signature, of ops that need no model; see :meth:`with_measured`.
     """
 
     kinds: Mapping[str, _Kind]
     whole: Additive | None = None
+    measured: Mapping[str, float] = field(default_factory=dict)
+    _others: tuple[str, ...] = ()  # kinds of which too few were measured for a model
+
+    def with_measured(self, ops: Sequence[Op], latency_ms: Floats) -> OpModel:
+        """The same, with the latencies of these ops as they were measured; they may be of kinds that were not learned."""
+        known = {op.signature: float(ms) for op, ms in zip(ops, latency_ms, strict=True)}
+        return replace(self, measured=known, _others=tuple(sorted({kind_of(op) for op in ops} - set(self.kinds))))
+
+    def knows(self, op: Op) -> bool:
+        """Whether the op was measured, or is of a kind that was learned."""
+        return op.signature in self.measured or kind_of(op) in self.kinds
 
     def op_latency(self, ops: Sequence[Op]) -> tuple[Floats, Floats]:
         """Latency of ops in isolation in ms `(n,)`, and its relative deviation `(n,)`.
@@ -90,13 +102,14 @@ class OpModel:
         Raises:
             UserError: for a kind of op that was not measured.
         """
-        mean, deviation = np.empty(len(ops)), np.empty(len(ops))
-        names = [kind_of(op) for op in ops]
-        unknown = sorted(set(names) - set(self.kinds))
+        mean = np.log([self.measured.get(op.signature, 1.0) for op in ops])
+        deviation = np.zeros(len(ops))
+        names = ["" if op.signature in self.measured else kind_of(op) for op in ops]
+        unknown = sorted(set(names) - set(self.kinds) - {""})
         if unknown:
             raise UserError(f"expected ops of kinds that were measured ({', '.join(self.kinds)}), got {unknown[0]}: measure some of these")
         features = op_features(ops)
-        for kind in set(names):
+        for kind in set(names) - {""}:
             rows = np.array([i for i, name in enumerate(names) if name == kind])
             mean[rows], deviation[rows] = self.kinds[kind].predict(features[rows])
         return np.exp(mean), deviation
@@ -117,11 +130,11 @@ class OpModel:
             graphs: measured networks, ten or more.
             latency_ms: their latencies `(n,)`.
         """
-        return OpModel(self.kinds, fit_additive({"all": self._columns(graphs)}, latency_ms))
+        return replace(self, whole=fit_additive({"all": self._columns(graphs)}, latency_ms))
 
     def _columns(self, graphs: Sequence[OpGraph]) -> Floats:
         """1, and the summed latency of the ops of each kind, `(n, 1 + kinds)`."""
-        order = list(self.kinds)
+        order = [*self.kinds, *self._others]
         ops = [op for graph in graphs for op in graph]
         prices = self.op_latency(ops)[0] if ops else np.zeros(0)
         columns = np.zeros((len(graphs), 1 + len(order)))
