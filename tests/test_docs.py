@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.main import get_command
 
+from sartor.cli import app
 from sartor.export.onnx import to_onnx
 from sartor.hardware import trace
 from sartor.hardware.devices import find
@@ -68,6 +72,35 @@ def test_the_page_runs(page: str, empty: Path, capsys: pytest.CaptureFixture[str
         assert vars(names["net"])["classes"] == 10 and names["space"].size == 18  # type: ignore[attr-defined]
     if page.endswith("own-data.md"):
         assert sorted(np.load(empty / "sensors.npz")) == ["classes", "x", "y"]
+
+
+def commands() -> list[str]:
+    """What the manual says to type: lines of its blocks, and searches in its prose and tables."""
+    found: dict[str, None] = {}
+    for page in (ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = page.read_text()
+        for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL):
+            typed = re.findall(r"^\s*(?:\$ )?(sartor [a-z].*)$", block, flags=re.MULTILINE)
+            found |= dict.fromkeys(re.split(r"\s+#", line)[0].strip() for line in typed)
+        found |= dict.fromkeys(re.findall(r"`(sartor (?:search|profile|predict|bench|devices) [^`\n]*)`", text))
+    return list(found)
+
+
+def test_every_documented_command_is_one(tmp_path: Path) -> None:
+    """Its options exist and take what is given; nothing is run."""
+    lines = commands()
+    assert len(lines) > 60
+    for line in lines:
+        group: Any = get_command(app)
+        words = shlex.split(line.replace("…", ""))[1:]
+        while isinstance(getattr(group, "commands", None), dict) and words and words[0] in group.commands:
+            group = group.commands[words.pop(0)]
+        assert not getattr(group, "commands", None) or not words, f"{line}: there is no such command"
+        try:
+            group.make_context(line, words)
+        except Exception as error:  # typer has its own click, whose classes are private
+            if type(error).__name__ != "MissingParameter" or len(words) > 1:  # prose may name a command alone
+                pytest.fail(f"{line}: {error}")
 
 
 @pytest.mark.slow

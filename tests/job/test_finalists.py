@@ -63,9 +63,11 @@ def test_a_search_that_saw_all_images_is_left_alone(searched: tuple[Job, list[Tr
     assert "finalists" not in job.state
 
 
-def test_the_first_generation_holds_the_largest_network_that_the_limits_allow(request_for: Callable[..., SearchRequest]) -> None:
+def test_the_first_generation_holds_the_largest_network_that_the_limits_allow(
+    request_for: Callable[..., SearchRequest], tmp_path: Path
+) -> None:
     def seeds(**asked: object) -> tuple[Job, list[Arch]]:
-        job = Job(request_for(**asked), Path("unused"))
+        job = Job(request_for(**asked), tmp_path / "run")
         rng = np.random.default_rng(0)
         job.__dict__["predicted"] = lambda arch: {**job.net.costs(arch), "latency_ms": job.net.costs(arch)["macs"] / 1e6}
         return job, explore._seeds(job, [job.net.space.sample(rng) for _ in range(40)])
