@@ -13,6 +13,7 @@ import pytest
 
 from sartor.cli import main
 from sartor.deploy.predict_command import short_names
+from sartor.deploy.predict_latency import _Networks
 from sartor.hardware.device import host
 from sartor.hardware.devices import find
 from sartor.hardware.onnx_graph import onnx_graph
@@ -148,9 +149,22 @@ def test_measured_operations_are_looked_up_and_repeated_ones_judge_nobody(
     (tmp_path / "few.csv").write_text("op,latency_ms\n" + few)
     told = run(capsys, *nets, "--ops", tmp_path / "few.csv")["predicted"]
     refused = [one["refused"] for one in told if one["refused"]]
-    assert 0 < len(refused) < len(told) and "kind pool than the 1 measured" in refused[0]
+    assert 0 < len(refused) < len(told) and "of kind pool" in refused[0] and "5 are needed, not 1" in refused[0]
     assert main(["predict", str(next(one["file"] for one in told if one["refused"])), "--ops", str(tmp_path / "few.csv")]) == 0
-    assert "than the 1 measured" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "5 are needed, not 1" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_a_device_tells_how_wide_its_vectors_are_and_how_its_runtime_fuses(
+    nets: Nets, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch runs every activation on its own, which is an operation more."""
+    assert _Networks(nets, [], None, None).lanes == 1
+    assert _Networks(nets, [], "raspberry-pi-4", None).lanes == find("raspberry-pi-4").lanes["fp32"]
+    fused, alone = (_Networks(nets, [], "raspberry-pi-4", runtime) for runtime in (None, "torch"))
+    assert not any(op.kind == "act" for op in fused.executed[nets[0]]) and any(op.kind == "act" for op in alone.executed[nets[0]])
+    pairs = table(tmp_path / "a.csv", nets[:12])
+    plain, named = (run(capsys, *nets, "--pairs", pairs, *more) for more in ((), ("--device", "raspberry-pi-4", "--runtime", "torch")))
+    assert (plain["runtime"], named["runtime"]) == (None, "torch") and named["predicted"] != plain["predicted"]
 
 
 def test_files_of_one_name_are_told_apart() -> None:

@@ -31,6 +31,13 @@ def test_spos_trains_one_path_a_step_and_evolves_within_the_limits() -> None:
     assert [t.arch for t in again.trials] == [t.arch for t in result.trials]  # goes on where it stopped
 
 
+def test_spos_says_that_nothing_is_within_a_hopeless_limit() -> None:
+    result = methods.spos(elastic_net(), blobs(), evaluations=12, population=4, limits=["params<=1"], **QUICK)
+    assert (
+        len(result.trials) == 1 and result.notes[0].startswith("1 of 12 sub-nets") and "no evaluated architecture keeps" in result.notes[1]
+    )
+
+
 def test_ofa_shrinks_then_specialises_for_other_limits_without_training() -> None:
     net = elastic_net()
     cost = Cost.of_macs(net.space, net.factors())

@@ -32,7 +32,9 @@ def predict(
     ] = None,
     runtime: Annotated[str | None, typer.Option(help="Another runtime than the device's own.", show_default=False)] = None,
     next_: Annotated[int, typer.Option("--next", parser=whole, metavar="N", help="Tell which N networks to measure next.")] = 0,
-    coverage: Annotated[float, typer.Option(parser=number, metavar="X", help="Share of networks within their interval.")] = 0.9,
+    coverage: Annotated[
+        float | None, typer.Option(parser=number, metavar="X", help="Share of networks within their interval (default: 0.9).")
+    ] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Predict latencies with intervals from a few measured networks, judge the prediction, and choose what to measure next."""

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from sartor.deploy.pairs import Pair, precision_of_all, read_operations, read_pairs, resolved
 from sartor.errors import UserError
 from sartor.hardware.devices import find
-from sartor.hardware.fusion import RULES, executed, rules
-from sartor.hardware.graph import Op, OpGraph
+from sartor.hardware.fusion import as_run, rules
+from sartor.hardware.graph import Op
 from sartor.hardware.onnx_graph import onnx_graph
-from sartor.hardware.roofline import FAMILY
 from sartor.predictors.latency.active import choose as most_telling
 from sartor.predictors.latency.active import expectation
 from sartor.predictors.latency.additive import Prior, fit_additive, vague_prior
@@ -39,7 +38,7 @@ _FOLDS = 5
 
 def predicted(
     files: Sequence[Path], pairs: Path | None = None, others: Sequence[Path] = (), *, ops: Path | None = None, device: str | None = None,
-    runtime: str | None = None, choose: int = 0, coverage: float = COVERAGE,
+    runtime: str | None = None, choose: int = 0, coverage: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Latencies of ONNX files from measured ones: Bayesian regression on counts of operations, with conformal intervals (CV+).
 
@@ -54,22 +53,22 @@ def predicted(
     Raises:
         UserError: for files that are no ONNX or of several precisions, tables that are not as expected, and nothing to learn from.
     """
-    if not 0.5 <= coverage < 1:
+    if coverage is not None and not 0.5 <= coverage < 1:
         raise UserError(f"coverage: expected a share from 0.5 to below 1, but got {coverage:g}.")
     if pairs is None and ops is None and not choose:
         raise UserError("pairs: expected --pairs or --ops to learn from, or --next N to be told what to measure first, but got neither.")
-    if ops is not None and (choose or others or device or runtime or coverage != COVERAGE):
+    if ops is not None and (choose or others or device or runtime or coverage is not None):
         raise UserError("ops: expected none of --next, --other, --device, --runtime and --coverage beside it: they are for whole networks.")
     own = [] if pairs is None else read_pairs(pairs, FEWEST, MOST)
     sources = _sources(others, own)
     nets = _Networks(files, [own, *sources.values()], device, runtime)
     facts: dict[str, Any] = {
         "precision": nets.precision, "device": device, "runtime": nets.runtime, "learned_from": len(own), "others": list(sources),
-        "operations": None, "coverage": None if ops else coverage,
+        "operations": None, "coverage": None if ops else coverage or COVERAGE,
     }  # fmt: skip
     if ops is not None:
         return facts | _by_operations(nets, own, *read_operations(ops, nets.precision))
-    return facts | _by_networks(nets, own, sources, choose, coverage)
+    return facts | _by_networks(nets, own, sources, choose, coverage or COVERAGE)
 
 
 def _sources(others: Sequence[Path], own: Sequence[Pair]) -> dict[str, list[Pair]]:
@@ -98,17 +97,12 @@ class _Networks:
         self.precision = precision_of_all(graphs, paths)
         spec = None if device is None else find(device)
         self.lanes = 1 if spec is None else spec.lanes.get("fp32") or max(1, spec.lanes.get("int8", 1) // 4)  # 32-bit accumulators
-        named = runtime or (None if spec is None else spec.runtime)
-        self.runtime = named and FAMILY.get(named, named)
+        self.runtime = runtime or (None if spec is None else spec.runtime)
         if runtime is not None:
             rules(runtime, self.precision)  # one without is refused
         self.plain = dict(zip(paths, graphs, strict=True))
-        self.executed = {path: self._fused(graph) for path, graph in self.plain.items()}
+        self.executed = {path: as_run(graph, self.runtime or "", self.precision) for path, graph in self.plain.items()}
         self.measured = list(dict.fromkeys(pair.file for table in tables for pair in table))
-
-    def _fused(self, graph: OpGraph) -> OpGraph:
-        known = self.runtime is not None and (self.runtime, self.precision) in RULES
-        return executed(graph, str(self.runtime), self.precision) if known else graph
 
     def refused(self, kinds: Sequence[str]) -> dict[Path, str]:
         """Networks with an operation of a kind that was not measured, which a model must not price: why."""
@@ -192,7 +186,9 @@ def _by_operations(nets: _Networks, own: Sequence[Pair], ops: Sequence[Op], late
 
     def lacking(path: Path) -> str | None:
         kind = next((kind_of(op) for op in nets.plain[path] if not model.knows(op)), None)
-        return kind and f"it has another operation of kind {kind} than the {counts[kind]} measured, and {ENOUGH} are needed to learn from"
+        return (
+            kind and f"of kind {kind} it has an operation that was not measured, and to learn from {ENOUGH} are needed, not {counts[kind]}"
+        )
 
     refused = {path: why for path in nets.files if (why := lacking(path)) is not None}
     lost = next(((pair.file, why) for pair in own if (why := lacking(pair.file)) is not None), None)

@@ -66,6 +66,10 @@ RULES: dict[tuple[str, str], Rules] = {
 RULES |= {(name, half): RULES[name, "fp32"] for name, half in (("openvino", "bf16"), ("openvino", "fp16"), ("torch", "bf16"))}
 
 
+#: Runtimes of device files that fuse as another one does: TensorFlow Lite's kernels all take clamps in, and nothing else.
+FAMILY = {"tflite": "litert", "tflite-micro": "litert"}
+
+
 def rules(runtime: str, precision: str = "fp32") -> Rules:
     """The rules of a runtime. Raises UserError for a pair that there are none for."""
     found = RULES.get((runtime, precision))
@@ -73,6 +77,12 @@ def rules(runtime: str, precision: str = "fp32") -> Rules:
         known = ", ".join(sorted({f"{name} {kind}" for name, kind in RULES}))
         raise UserError(f"expected a runtime and precision with fusion rules ({known}), got {runtime} {precision}")
     return found
+
+
+def as_run(graph: OpGraph, runtime: str, precision: str) -> OpGraph:
+    """The ops that a device's runtime runs for a graph; the graph itself where there are no rules for the runtime."""
+    family = FAMILY.get(runtime, runtime)
+    return executed(graph, family, precision) if (family, precision) in RULES else graph
 
 
 def executed(graph: OpGraph, runtime: str = "onnxruntime", precision: str = "fp32") -> OpGraph:

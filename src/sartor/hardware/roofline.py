@@ -24,7 +24,7 @@ import numpy as np
 
 from sartor.errors import UserError
 from sartor.hardware.calibrate import Quality, quality
-from sartor.hardware.fusion import RULES, executed
+from sartor.hardware.fusion import as_run
 from sartor.hardware.graph import BYTES, Op, OpGraph, Shape
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 FAMILIES = ("dense", "pointwise", "depthwise")
 MOST_NETWORKS = 10  # what the model is meant to be calibrated on; more are taken, but then a table or a learned model is better
-# Runtimes of device files that fuse as another one does: TensorFlow Lite's kernels all take clamps in, and nothing else.
-FAMILY = {"tflite": "litert", "tflite-micro": "litert"}
 _NOISE = 0.05  # standard deviation of a measured latency, relative
 _SPREAD = 1.0  # standard deviation of the logarithm of every prior
 
@@ -167,8 +165,7 @@ class Roofline:
 
     def lower(self, graph: OpGraph) -> OpGraph:
         """The ops that the device's runtime runs; the graph itself where no rules are known for the runtime."""
-        family = FAMILY.get(self.runtime, self.runtime)
-        return executed(graph, family, self.precision) if (family, self.precision) in RULES else graph
+        return as_run(graph, self.runtime, self.precision)
 
     def times(self, graph: OpGraph) -> list[OpTime]:
         """Every executed op of a network with its time."""
