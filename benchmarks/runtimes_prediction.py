@@ -4,9 +4,10 @@
 
 For every setup (RUNTIME:PRECISION) of this host: `--nets` networks of the mobile space to judge by, stratified over the deciles of the
 uncalibrated roofline, and `--train` others to learn from (together no net is in both). All are exported for the runtime, then measured in
-one sitting (if not interrupted), twice; how often the two agree within 10 % is the ceiling of any prediction. Judged: FLOPs, the roofline
-before and after calibration on 10 of the training nets (chosen D-optimally), and the learned sum of costs on all of them. ExecuTorch's lowering
-takes 5 to 12 seconds a net: `--setups executorch:fp32 --nets 30 --train 120`. Writes rows_SETUP.jsonl, summary.json and scatter_SETUP.png.
+one sitting (if not interrupted), twice; how often the two agree within 10 % is the ceiling of any prediction. Judged are: FLOPs, the
+roofline before and after calibration on 10 of the training nets (chosen D-optimally), and the learned sum of costs on all of them.
+ExecuTorch's lowering takes 5 to 12 seconds a net: `--setups executorch:fp32 --nets 30 --train 120`. Writes rows_SETUP.jsonl, summary.json
+and scatter_SETUP.png.
 """
 
 from __future__ import annotations
