@@ -1,6 +1,6 @@
 """Do sub-nets of a supernet keep up with the same nets trained alone? OFA and BigNAS on the mobile space with Fashion-MNIST.
 
-    python benchmarks/supernet_against_alone.py --epochs 30 [--methods bignas ofa] [--classes 5] [--data fashion-mnist]
+    python benchmarks/supernet_against_alone.py --epochs 30 [--methods bignas ofa] [--classes 5] [--arithmetic bf16]
 
 A supernet is trained by each recipe; from each of `classes` bands of multiply-accumulates (equal on a logarithmic scale) the sub-net
 nearest to the middle of the band is evaluated as it is (calibrated batch normalisation only), and the same net is then trained from scratch
@@ -14,6 +14,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results" / "supernet-against-alone"
+METHODS = ("bignas", "ofa")
 
 
 def size_classes(net: Any, count: int, seed: int = 0) -> list[Any]:
@@ -52,7 +56,10 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
     from sartor.recipes.shrinking import train_shrinking
 
     data, augment, net = setting(options)
-    common = {"epochs": options.epochs, "batch": options.batch, "augment": augment, "checkpoint": folder / f"{method}.safetensors"}
+    common = {
+        "epochs": options.epochs, "batch": options.batch, "augment": augment, "arithmetic": options.arithmetic,
+        "checkpoint": folder / f"{method}.safetensors",
+    }  # fmt: skip
     result: Any = train_sandwich(net, data, drop_path=0.2, **common) if method == "bignas" else train_shrinking(net, data, **common)
     evaluate = SupernetEvaluator(net, data, images=None)
     rows = [{"arch": dict(arch), **evaluate(arch)} for arch in size_classes(net, options.classes)]
@@ -74,20 +81,42 @@ def alone(number: int, steps: int, options: argparse.Namespace, folder: Path) ->
         steps=steps,
         batch=options.batch,
         augment=augment,
+        arithmetic=options.arithmetic,
         validate=False,
-        checkpoint=folder / f"alone-{number}-{steps}.safetensors",
+        checkpoint=folder / f"alone-{number}.safetensors",
     )
     as_trained = validation_accuracy(module, data.validation)["accuracy"]
     calibrated = SupernetEvaluator(net, data, images=None).evaluate_module(module)
     return {"steps": steps, **calibrated, "calibrated": calibrated["accuracy"], "accuracy": max(as_trained, calibrated["accuracy"])}
 
 
-def kept(path: Path, make: Any) -> dict[str, Any]:
-    """The content of a file that is made where it does not exist."""
-    if not path.is_file():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(make(), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+def made(part: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One part: a supernet by its recipe's name, or a net trained alone by its number."""
+    import torch
+
+    from sartor.recipes.loop import steps_per_epoch
+
+    torch.set_num_threads(1)
+    if part in METHODS:
+        return supernet(part, options, folder)
+    steps = round(options.epochs * steps_per_epoch(setting(options)[0].train, options.batch))
+    return alone(int(part.removeprefix("alone-")), steps, options, folder)
+
+
+def report(method: str, folder: Path, classes: int) -> str:
+    """Shared and own accuracies of one recipe's sub-nets."""
+    trained = read(folder / f"{method}.json")
+    lines, gaps, shared = [f"{method}: {trained['steps']} steps, {trained['seconds']:.0f} s"], [], [n["accuracy"] for n in trained["nets"]]
+    for number, net in enumerate(trained["nets"]):
+        own = read(folder / f"alone-{number}.json")
+        assert own["steps"] == trained["steps"], "a net alone must have seen as many images as the supernet"
+        gaps.append(own["accuracy"] - net["accuracy"])
+        lines.append(f"  {net['macs'] / 1e6:8.2f} M  shared {net['accuracy']:.4f}  alone {own['accuracy']:.4f}  gap {gaps[-1]:+.4f}")
+    rises = "yes" if all(a <= b for a, b in pairwise(shared)) else "no"
+    return "\n".join([*lines, f"  within one point: {sum(gap <= 0.01 for gap in gaps)} of {classes}; rises with size: {rises}"])
+
+
+def read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
@@ -96,36 +125,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/supernet-against-alone"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished parts (default: in benchmarks/results)")
-    parser.add_argument("--methods", nargs="+", default=["bignas", "ofa"], choices=("bignas", "ofa"))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--space", default="mobile")
     parser.add_argument("--images", type=int)
     parser.add_argument("--epochs", type=float, default=30.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--classes", type=int, default=5)
+    parser.add_argument("--arithmetic", default="fp32", choices=("fp32", "bf16"), help="of all trainings")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each in a process of its own with one thread")
+    parser.add_argument("--one", metavar="PART", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    setting = f"{Path(options.data).stem}-{options.space}-{options.epochs:g}-{options.images or 'all'}-{options.classes}"
-    folder, unfinished = options.results / setting, options.out / setting
+    named = f"{Path(options.data).stem}-{options.space}-{options.epochs:g}-{options.images or 'all'}-{options.classes}-{options.arithmetic}"
+    folder, unfinished = options.results / named, options.out / named
     for place in (folder, unfinished):
         place.mkdir(parents=True, exist_ok=True)
+    if options.one:
+        temporary = folder / f"{options.one}.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(made(options.one, options, unfinished), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / f"{options.one}.json")
+        return
+
+    def finished(part: str) -> bool:
+        if not (folder / f"{part}.json").is_file():
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", part])
+        return (folder / f"{part}.json").is_file()
+
+    parts = [*options.methods, *(f"alone-{number}" for number in reversed(range(options.classes)))]  # the longest first
+    with ThreadPoolExecutor(options.jobs) as pool:
+        missing = [part for part, there in zip(parts, pool.map(finished, parts), strict=True) if not there]
+    if missing:
+        sys.exit(f"These ended with an error, and are tried again when the command is given again: {', '.join(missing)}")
     for method in options.methods:
-        trained = kept(folder / f"{method}.json", lambda method=method: supernet(method, options, unfinished))
-        print(f"{method}: {trained['steps']} steps, {trained['seconds']:.0f} s", flush=True)
-        gaps, shared = [], [net["accuracy"] for net in trained["nets"]]
-        for number, net in enumerate(trained["nets"]):
-            steps = trained["steps"]
-            own = kept(
-                folder / f"alone-{number}-{steps}.json", lambda number=number, steps=steps: alone(number, steps, options, unfinished)
-            )
-            gaps.append(own["accuracy"] - net["accuracy"])
-            print(
-                f"  {net['macs'] / 1e6:8.2f} M  shared {net['accuracy']:.4f}  alone {own['accuracy']:.4f}  gap {gaps[-1]:+.4f}", flush=True
-            )
-        rises = all(a <= b for a, b in pairwise(shared))
-        print(
-            f"  within one point: {sum(gap <= 0.01 for gap in gaps)} of {len(gaps)}; rises with size: {'yes' if rises else 'no'}",
-            flush=True,
-        )
+        print(report(method, folder, options.classes))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from sartor.errors import UserError
 from sartor.job import workers
 from sartor.recipes.arithmetic import forward
 from sartor.recipes.sandwich import sandwich_step, thread_pool, train_sandwich
+from sartor.recipes.shrinking import train_shrinking
 from sartor.recipes.train import train
 from sartor.spaces import build
 
 from .test_sandwich import equal
+from .test_shrinking import small
 from .tiny import TinyNet, tiny_data
 
 
@@ -45,10 +47,10 @@ def test_bf16_trains_as_fp32_does_though_not_to_the_bit() -> None:
     results = {name: train(net, tiny_data(), epochs=6, batch=32, arithmetic=name) for name, net in nets.items()}
     assert not equal(*nets.values()) and all(p.dtype == torch.float32 for p in nets["bf16"].parameters())
     assert results["bf16"].accuracy > 0.9 and abs(results["bf16"].loss - results["fp32"].loss) < 0.1
-    supernets = [TinyNet(), TinyNet()]
-    for net, name in zip(supernets, ("fp32", "bf16"), strict=True):
-        train_sandwich(net, tiny_data(64), steps=6, batch=16, arithmetic=name)
-    assert not equal(*supernets)
+    for supernets, recipe in (([TinyNet(), TinyNet()], train_sandwich), ([small(), small()], train_shrinking)):
+        for net, name in zip(supernets, ("fp32", "bf16"), strict=True):
+            recipe(net, tiny_data(64), steps=6, batch=16, arithmetic=name)  # type: ignore[operator]
+        assert not equal(*supernets)
 
 
 def test_gradients_of_a_sandwich_step_agree_and_threads_do_not_change_them() -> None:
@@ -83,6 +85,6 @@ def test_a_training_takes_the_faster_arithmetic_and_fp32_where_its_layers_refuse
 
 
 def test_another_name_is_refused() -> None:
-    for call in (train, train_sandwich):
+    for call in (train, train_sandwich, train_shrinking):
         with pytest.raises(UserError, match="arithmetic= of fp32 or bf16, got 'int8'"):
             call(TinyNet(), tiny_data(), steps=1, arithmetic="int8")  # type: ignore[operator]

@@ -130,9 +130,11 @@ class Recording(MobileNet):
 def test_every_stage_trains_sub_nets_of_its_own_space_and_the_last_one_all() -> None:
     net = small()
     net.__class__ = Recording
-    result = train_shrinking(net, tiny_data(64), steps=12, batch=16)
+    result = train_shrinking(net, tiny_data(64), steps=37, batch=16)
     plan = stages(net.space)
-    assert [row["stage"] for row in result.stages] == [s.name for s in plan] and result.steps == sum(r["steps"] for r in result.stages)
+    assert [row["stage"] for row in result.stages] == [s.name for s in plan] and result.steps == sum(
+        r["steps"] for r in result.stages
+    ) == 37
     assert not any(row["sorted"] for row in result.stages[:4]) and result.stages[4]["sorted"]
     calls = net.__dict__["calls"]
     assert all(a in plan[0].space for a in calls[: result.stages[0]["steps"]])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
+from sartor.recipes.arithmetic import check, forward
 from sartor.recipes.importance import sort_channels
 from sartor.recipes.loop import Augment, Loop, Moment, Optimisation, steps_per_epoch
 from sartor.recipes.loss import as_target, classification_loss, distillation_loss, soft_targets
@@ -137,6 +138,7 @@ def train_shrinking(
     label_smoothing: float = 0.1,
     augment: Augment | None = None,
     channels_last: bool = True,
+    arithmetic: str = "fp32",
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 30.0,
@@ -154,6 +156,7 @@ def train_shrinking(
         net: a searchable network with `space` and elastic layers.
         weights: of the largest network's stage; every stage has a cosine of its own, at its relative rate.
         plan: the stages; those of :func:`stages` by default.
+        arithmetic: "fp32", or "bf16" for the products, see :mod:`sartor.recipes.arithmetic`.
         checkpoint: base name: every stage has a file of its own beside it, ``<stem>-<number>-<stage>.safetensors``; bit for bit on one
             thread.
 
@@ -162,6 +165,7 @@ def train_shrinking(
     """
     if distillation < 0 or not 0.0 <= label_smoothing < 1.0:
         raise UserError(f"expected distillation= of zero or more and label_smoothing= in [0, 1), got {distillation} and {label_smoothing}")
+    check(arithmetic)
     space: Space | None = getattr(net, "space", None)
     if space is None:
         raise UserError(f"expected a searchable network with .space, got {type(net).__name__}")
@@ -171,19 +175,19 @@ def train_shrinking(
     optimisation = weights or Optimisation(lr=0.08, momentum=0.9, weight_decay=3e-5, warmup=0.03, clip_norm=5.0)
     teacher: nn.Module | None = None
     rows: list[dict[str, Any]] = []
-    taken, spent = 0, 0.0
+    taken, spent, ends = 0, 0.0, _ends(todo, whole.steps)
     for number, stage in enumerate(todo):
         seen = todo[number - 1].space if number else stage.space
         sorted_ = sort_channels(net, seen, keep=_probes(seen, seed), seed=seed) if stage.sort else []
         own = budget(
             seconds=whole.seconds * stage.share if whole.seconds is not None else None,
-            steps=max(1, round(whole.steps * stage.share)) if whole.steps is not None else None,
+            steps=max(1, ends[number] - (ends[number - 1] if number else 0)) if ends else None,
             steps_per_epoch=per_epoch,
         )
         loop = Loop(
             net,
             data.train,
-            _compute(net, teacher, stage, label_smoothing, distillation),
+            _compute(net, teacher, stage, label_smoothing, distillation, arithmetic),
             batch=batch,
             budget=own,
             optimisation=replace(optimisation, lr=optimisation.lr * stage.rate, warmup=optimisation.warmup if number == 0 else 0.0),
@@ -196,6 +200,7 @@ def train_shrinking(
                 "nets": stage.nets,
                 "label_smoothing": label_smoothing,
                 "distillation": distillation,
+                **({"arithmetic": arithmetic} if arithmetic != "fp32" else {}),
             },
             checkpoint=_file(checkpoint, number, stage.name),
             checkpoint_seconds=checkpoint_seconds,
@@ -208,6 +213,11 @@ def train_shrinking(
         if number == 0:
             teacher = copy.deepcopy(net).requires_grad_(False)
     return ShrinkingResult(taken, spent, tuple(rows))
+
+
+def _ends(plan: Sequence[Stage], steps: int | None) -> list[int]:
+    """The step after which each stage is over, so that all of them have `steps` together."""
+    return [round(steps * sum(stage.share for stage in plan[: n + 1])) for n in range(len(plan))] if steps is not None else []
 
 
 def _file(checkpoint: str | Path | None, number: int, stage: str) -> Path | None:
@@ -223,7 +233,7 @@ def _probes(space: Space, seed: int, count: int = 3) -> list[Arch]:
     return list(dict.fromkeys(space.sample(rng) for _ in range(count)))
 
 
-def _compute(net: nn.Module, teacher: nn.Module | None, stage: Stage, label_smoothing: float, distillation: float) -> Any:
+def _compute(net: nn.Module, teacher: nn.Module | None, stage: Stage, label_smoothing: float, distillation: float, arithmetic: str) -> Any:
     """Forward and backward of one step of a stage."""
     largest = _top(stage.space, {n: 1 for n, allowed in stage.space.allowed.items() if _sized(stage.space, n) and len(allowed) > 1})
 
@@ -232,10 +242,10 @@ def _compute(net: nn.Module, teacher: nn.Module | None, stage: Stage, label_smoo
         if teacher is not None and distillation:
             # The teacher is the largest network; kinds of block, of which none is the largest, are drawn with the step.
             with torch.no_grad():
-                soft = soft_targets(teacher(x, largest.sample(moment.rng)))
+                soft = soft_targets(forward(arithmetic, teacher, x, largest.sample(moment.rng)))
         total = 0.0
         for _ in range(stage.nets):
-            logits = net(x, stage.space.sample(moment.rng))
+            logits = forward(arithmetic, net, x, stage.space.sample(moment.rng))
             loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing)
             if soft is not None:
                 loss = loss + distillation * distillation_loss(logits, soft)
