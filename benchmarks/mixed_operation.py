@@ -178,13 +178,15 @@ def one_step(
 
     def step(train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> None:
         adam.zero_grad()
-        loss = F.cross_entropy(logits(validation[0]), validation[1])
         if own:
-            for alpha, gradient in zip(alphas, torch.autograd.grad(loss, alphas), strict=True):
+            from sartor.recipes.hypergradient import frozen
+
+            with frozen(weights):
+                gradients = torch.autograd.grad(F.cross_entropy(logits(validation[0]), validation[1]), alphas)
+            for alpha, gradient in zip(alphas, gradients, strict=True):
                 alpha.grad = gradient
         else:
-            loss.backward()
-        del loss
+            F.cross_entropy(logits(validation[0]), validation[1]).backward()
         adam.step()
         sgd.zero_grad()
         if own:

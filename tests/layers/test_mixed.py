@@ -13,8 +13,6 @@ from torch.nn import functional as F
 
 from sartor.layers.mixed import (
     Term,
-    as_maps,
-    as_rows,
     average_pool,
     channel_norm,
     from_phases,
@@ -23,6 +21,7 @@ from sartor.layers.mixed import (
     to_phases,
 )  # fmt: skip
 from sartor.layers.primitives import NONE, PRIMITIVES, Candidate, Node, candidate, terms_of
+from sartor.layers.products import as_maps, as_rows
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

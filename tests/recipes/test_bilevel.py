@@ -202,3 +202,17 @@ def test_golden_search_of_a_fixed_seed() -> None:
 
 
 GOLDEN = {0: 0.38, 1: 0.62}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_passes_for_the_architecture_alone_compute_no_gradients_of_weights(order: int) -> None:
+    class Watched(TinyNet):
+        def forward(self, x: torch.Tensor, arch: Any, drop_path: float = 0.0) -> torch.Tensor:
+            self.__dict__.setdefault("seen", []).append({p.requires_grad for p in self.parameters()})
+            return super().forward(x, arch, drop_path)
+
+    net = Watched()
+    run(Softmax(net.space), net, steps=2, order=order)
+    # First order: alpha, then weights. Second: training, validation one step ahead (both gradients), two passes for alpha, then weights.
+    assert net.__dict__["seen"] == ([{False}, {True}] if order == 1 else [{True}, {True}, {False}, {False}, {True}]) * 2
+    assert all(p.requires_grad for p in net.parameters())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sartor.recipes.hypergradient import WeightStep, dominant_eigenvalue, unrolled_gradient
+from sartor.recipes.hypergradient import WeightStep, dominant_eigenvalue, frozen, unrolled_gradient
 
 
 class Problem:
@@ -112,3 +112,11 @@ def test_dominant_eigenvalue_of_a_quadratic(sign: float) -> None:
 def test_dominant_eigenvalue_of_a_linear_loss_is_zero() -> None:
     a = torch.ones(3, requires_grad=True)
     assert dominant_eigenvalue(lambda: (2 * a).sum(), [a]) == 0.0
+
+
+def test_weights_have_no_gradients_while_frozen_and_are_as_before_afterwards() -> None:
+    weights = [torch.ones(2, requires_grad=needed) for needed in (True, False, True)]
+    with pytest.raises(ZeroDivisionError), frozen(weights):
+        assert not any(w.requires_grad for w in weights) and not (weights[0] * 2).requires_grad
+        raise ZeroDivisionError
+    assert [w.requires_grad for w in weights] == [True, False, True]

@@ -27,17 +27,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
+from sartor.layers.products import add_product, affine, as_maps, as_rows, moments
+
 EPS = 1e-5
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """`(batch, C, H, W)` as `(batch * H * W, C)`: a view of a channels_last tensor, a copy of any other."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def as_maps(rows: Tensor, shape: torch.Size) -> Tensor:
-    """Inverse of :func:`as_rows`: `(batch * H * W, C)` as a channels_last `(batch, C, H, W)`, `shape` giving batch, H and W."""
-    return rows.view(shape[0], shape[2], shape[3], rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def to_phases(x: Tensor) -> Tensor:
@@ -71,15 +63,20 @@ class _Folded:
         return self.weight, self.shift, self.inverse, self.gram, self.mean
 
 
-def _mean(rows: Sequence[Tensor]) -> Tensor:
-    """Means of the columns of several `(pixels, channels)` of one size: `(maps, channels)`, double."""
+def _mean(maps: Sequence[Tensor]) -> Tensor:
+    """Means of the channels of several maps of one size: `(maps, channels)`, double."""
+    rows = [as_rows(x) for x in maps]
     return torch.stack([x.sum(0) for x in rows]).double() / len(rows[0])
 
 
-def _fold(rows: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> _Folded:
-    """Statistics of every ``z W^T``, `z` `(pixels, inputs)`, without computing it. All maps and all weights have one shape."""
-    gram = torch.stack([z.t() @ z for z in rows]).double() / len(rows[0])
-    mean, weight = _mean(rows), torch.stack(list(weights)).flatten(2).double()
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _fold(zs: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> _Folded:
+    """Statistics of every ``W z``, `z` `(batch, inputs, H, W)`, without computing it. All maps and all weights have one shape."""
+    gram = torch.stack([moments(z, z) for z in zs]).double() / _pixels(zs[0])
+    mean, weight = _mean(zs), torch.stack(list(weights)).flatten(2).double()
     centre = (weight @ mean[..., None])[..., 0]
     variance = ((weight @ gram) * weight).sum(2) - centre * centre
     inverse = torch.rsqrt(variance.clamp_min(0.0) + eps)
@@ -87,27 +84,29 @@ def _fold(rows: Sequence[Tensor], weights: Sequence[Tensor], eps: float) -> _Fol
 
 
 def _fold_backward(
-    dys: Sequence[Tensor], mean_dy: Tensor, rows: Sequence[Tensor], f: _Folded, shares: Tensor, needed: Sequence[bool]
-) -> tuple[list[Tensor | None], Tensor, Tensor]:
-    """Gradients of ``shares[k] * norm(z_k W_k^T)`` `(pixels, outputs)` in the maps (where `needed`), the weights and the shares.
+    dys: Sequence[Tensor], mean_dy: Tensor, zs: Sequence[Tensor], f: _Folded, shares: Tensor, needed: Sequence[bool], by_weight: bool
+) -> tuple[list[Tensor | None], Sequence[Tensor | None], Tensor]:
+    """Gradients of ``shares[k] * norm(W_k z_k)`` `(batch, outputs, H, W)` in the maps (where `needed`), the weights and the shares.
 
-    With y = norm(z W^T), batch normalisation gives dz = share / sigma * (dy - mean(dy) - y * k) W, where k = mean(dy * y) by channel. As y
-    is affine in z, k follows from the one product dy^T z, and dz from two products of rank `outputs`.
+    With y = norm(W z), batch normalisation gives dz = share / sigma * W^T (dy - mean(dy) - y * k), where k = mean(dy * y) by channel. As y
+    is affine in z, k follows from the one product dy z^T, and dz from two products of rank `outputs`.
     """
-    pixels, kind = len(rows[0]), rows[0].dtype
-    cross = torch.stack([dy.t() @ z for dy, z in zip(dys, rows, strict=True)]).double() / pixels
+    pixels, kind = _pixels(zs[0]), zs[0].dtype
+    cross = torch.stack([moments(dy, z) for dy, z in zip(dys, zs, strict=True)]).double() / pixels
     k = (cross * f.weight).sum(2) - mean_dy * f.shift
     scaled = shares[:, None, None] * f.weight
     constant = ((f.shift * k - mean_dy)[:, None] @ scaled)[:, 0].to(kind)
-    product, factor = (f.weight.transpose(1, 2) @ (-k[..., None] * scaled)).to(kind), scaled.to(kind)
-    covariance = f.weight @ f.gram - f.shift[..., None] * f.mean[:, None]
-    dw = cross - mean_dy[..., None] * f.mean[:, None] - k[..., None] * covariance
-    dw = (pixels * shares[:, None] * f.inverse)[..., None] * dw
-    found = [
-        torch.addmm(constant[i], dy, factor[i]).addmm_(z, product[i]) if needed[i] else None
-        for i, (dy, z) in enumerate(zip(dys, rows, strict=True))
-    ]
-    return found, dw.to(kind), pixels * k.sum(1)
+    product, factor = (f.weight.transpose(1, 2) @ (-k[..., None] * scaled)).to(kind), scaled.transpose(1, 2).to(kind)
+    dw: Sequence[Tensor | None] = [None] * len(zs)
+    if by_weight:
+        covariance = f.weight @ f.gram - f.shift[..., None] * f.mean[:, None]
+        gradient = cross - mean_dy[..., None] * f.mean[:, None] - k[..., None] * covariance
+        dw = ((pixels * shares[:, None] * f.inverse)[..., None] * gradient).to(kind).unbind(0)
+    found: list[Tensor | None] = [affine(dy, factor[i], constant[i]) if needed[i] else None for i, dy in enumerate(dys)]
+    for i, dz in enumerate(found):
+        if dz is not None:
+            add_product(dz, zs[i], product[i].t())
+    return found, dw, pixels * k.sum(1)
 
 
 def _textbook_gradients(
@@ -120,21 +119,21 @@ def _textbook_gradients(
     return [next(found) if need else None for need in needed]
 
 
+def _like(gradient: Tensor | None, weight: Tensor, needed: bool) -> Tensor | None:
+    return gradient.view(weight.shape) if gradient is not None and needed else None
+
+
 def _textbook_norm(z: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.batch_norm(F.conv2d(z, weight.flatten(1)[..., None, None]), None, None, None, None, training=True, eps=eps)
-
-
-def _as_grad(rows: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if rows is None else as_maps(rows, like.shape)
 
 
 class _PointwiseNorm(Function):
     @staticmethod
     def forward(ctx: Any, relu: bool, eps: float, *tensors: Tensor) -> tuple[Tensor, ...]:
         zs, weights = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
-        folded = _fold([as_rows(z) for z in zs], weights, eps)
-        matrices, biases = folded.weight.to(zs[0].dtype)[..., None, None], (-folded.shift).to(zs[0].dtype)
-        ys = [F.conv2d(z, matrices[i], biases[i]) for i, z in enumerate(zs)]
+        folded = _fold(zs, weights, eps)
+        matrices, biases = folded.weight.to(zs[0].dtype), (-folded.shift).to(zs[0].dtype)
+        ys = [affine(z, matrices[i], biases[i]) for i, z in enumerate(zs)]
         if relu:
             ys = [torch.relu_(y) for y in ys]
         ctx.relu, ctx.eps = relu, eps
@@ -153,11 +152,10 @@ class _PointwiseNorm(Function):
             pairs = zip(zs, weights, needed[:count], needed[count:], dys, strict=True)
             again = [_textbook_gradients(norm, (z, w), (need_z, need_w), dy) for z, w, need_z, need_w, dy in pairs]
             return None, None, *(dz for dz, _ in again), *(dw for _, dw in again)
-        flat = [as_rows(dy) for dy in dys]
         ones = small[0].new_ones(count)
-        dzs, dws, _ = _fold_backward(flat, _mean(flat), [as_rows(z) for z in zs], _Folded(*small), ones, needed[:count])
-        found = [dw.view(w.shape) if need else None for dw, w, need in zip(dws.unbind(0), weights, needed[count:], strict=True)]
-        return None, None, *(_as_grad(dz, z) for dz, z in zip(dzs, zs, strict=True)), *found
+        dzs, dws, _ = _fold_backward(dys, _mean(dys), zs, _Folded(*small), ones, needed[:count], any(needed[count:]))
+        found = [_like(dw, w, need) for dw, w, need in zip(dws, weights, needed[count:], strict=True)]
+        return None, None, *dzs, *found
 
 
 def pointwise_norms(zs: Sequence[Tensor], weights: Sequence[Tensor], *, relu: bool = False, eps: float = EPS) -> tuple[Tensor, ...]:
@@ -239,32 +237,31 @@ class _MixedSum(Function):
     @staticmethod
     def forward(ctx: Any, kinds: Sequence[tuple[bool, bool]], eps: float, shares: Tensor, *tensors: Tensor) -> Tensor:
         zs, weights = tensors[: len(kinds)], tensors[len(kinds) :]
-        rows, groups = [as_rows(z) for z in zs], _by_shape(kinds, weights)
-        values, double = shares.tolist(), shares.double()
+        double, kind = shares.double(), zs[0].dtype
         matrices: dict[int, Tensor] = {}
         shift: dict[bool, Any] = {False: 0.0, True: 0.0}
         saved: list[Tensor] = []
-        for group in groups:
-            folded = _fold([rows[i] for i in group], [weights[i] for i in group], eps)
-            matrices.update(zip(group, (double[group, None, None] * folded.weight).to(zs[0].dtype).unbind(0), strict=True))
+        for group in _by_shape(kinds, weights):
+            folded = _fold([zs[i] for i in group], [weights[i] for i in group], eps)
+            matrices.update(zip(group, (double[group, None, None] * folded.weight).to(kind).unbind(0), strict=True))
             shifts = double[group, None] * folded.shift
             for phases in (False, True):
                 places = [place for place, i in enumerate(group) if kinds[i][1] == phases]
                 shift[phases] = shift[phases] - shifts[places].sum(0)
             saved += folded.tensors()
-        shape = _sum_shape(kinds, list(zip(zs, weights, strict=True)))
         sums: dict[bool, Tensor] = {}
-        for i, (_, phases) in enumerate(kinds):
-            if phases not in sums:
-                start = torch.as_tensor(shift[phases], dtype=zs[0].dtype, device=zs[0].device)
-                sums[phases] = start.expand(len(rows[i]), shape[1]).contiguous()
-            if i in matrices:
-                sums[phases].addmm_(rows[i], matrices[i].t())
+        for i, matrix in matrices.items():  # the first one brings the shift of all
+            phases = kinds[i][1]
+            if phases in sums:
+                add_product(sums[phases], zs[i], matrix)
             else:
-                sums[phases].add_(rows[i], alpha=values[i])
+                sums[phases] = affine(zs[i], matrix, shift[phases].to(kind))
+        for i, share in enumerate(shares.tolist()):
+            if i not in matrices:
+                sums[False] = sums[False].add_(zs[i], alpha=share) if False in sums else zs[i] * share
         ctx.kinds, ctx.eps = kinds, eps
         ctx.save_for_backward(shares, *tensors, *saved)
-        return _joined(sums, shape)
+        return _joined(sums)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -275,9 +272,9 @@ class _MixedSum(Function):
             return None, None, *_textbook_gradients(compute, (shares, *saved[: 2 * count]), ctx.needs_input_grad[2:], dy)
         zs, weights, small = saved[:count], saved[count : 2 * count], saved[2 * count :]
         need_shares, need_z, need_w = ctx.needs_input_grad[2], ctx.needs_input_grad[3 : 3 + count], ctx.needs_input_grad[3 + count :]
-        upstream = {False: as_rows(dy).contiguous()}  # a slice of a concatenation's gradient is read many times
+        upstream = {False: dy.contiguous(memory_format=torch.channels_last)}  # a slice of a concatenation's gradient is read many times
         if any(phases for _, phases in ctx.kinds):
-            upstream[True] = as_rows(to_phases(dy))
+            upstream[True] = to_phases(dy).contiguous(memory_format=torch.channels_last)
         mean = _mean([upstream[False]])
         dzs: list[Tensor | None] = [None] * count
         dws: list[Tensor | None] = [None] * count
@@ -285,17 +282,17 @@ class _MixedSum(Function):
         for place, group in enumerate(_by_shape(ctx.kinds, weights)):
             dys = [upstream[ctx.kinds[i][1]] for i in group]
             found, dw, d_share = _fold_backward(
-                dys, mean, [as_rows(zs[i]) for i in group], _Folded(*small[5 * place : 5 * place + 5]), shares[group].double(),
-                [need_z[i] for i in group],
+                dys, mean, [zs[i] for i in group], _Folded(*small[5 * place : 5 * place + 5]), shares[group].double(),
+                [need_z[i] for i in group], any(need_w),
             )  # fmt: skip
             d_shares[group] = d_share
-            for i, dz, gradient in zip(group, found, dw.unbind(0), strict=True):
-                dzs[i], dws[i] = _as_grad(dz, zs[i]), gradient.view(weights[i].shape) if need_w[i] else None
+            for i, dz, gradient in zip(group, found, dw, strict=True):
+                dzs[i], dws[i] = dz, _like(gradient, weights[i], need_w[i])
         for i, share in enumerate(shares.tolist()):
             if not ctx.kinds[i][0]:
-                dzs[i] = as_maps(upstream[False] * share, zs[i].shape) if need_z[i] else None
+                dzs[i] = upstream[False] * share if need_z[i] else None
                 if need_shares:
-                    d_shares[i] = torch.dot(upstream[False].view(-1), as_rows(zs[i]).reshape(-1))
+                    d_shares[i] = torch.dot(as_rows(upstream[False]).view(-1), as_rows(zs[i]).reshape(-1))
         return None, None, d_shares.to(shares.dtype), *dzs, *dws
 
 
@@ -309,21 +306,12 @@ def _textbook_sum(kinds: Sequence[tuple[bool, bool]], eps: float, shares: Tensor
     return found
 
 
-def _sum_shape(kinds: Sequence[tuple[bool, bool]], pairs: Sequence[tuple[Tensor, Tensor]]) -> torch.Size:
-    """Shape of the sum, from the first summand."""
-    (convolved, phases), (z, weight) = kinds[0], pairs[0]
-    n, c, h, w = z.shape
-    channels = weight.shape[0] if convolved else c
-    return torch.Size((n // 4, channels, 2 * h, 2 * w) if phases else (n, channels, h, w))
-
-
-def _joined(sums: dict[bool, Tensor], shape: torch.Size) -> Tensor:
+def _joined(sums: dict[bool, Tensor]) -> Tensor:
     """The sums in both layouts as one map."""
     if True not in sums:
-        return as_maps(sums[False], shape)
-    n, c, h, w = shape
-    spread = from_phases(sums[True].view(4 * n, h // 2, w // 2, c).permute(0, 3, 1, 2))
-    return spread if False not in sums else as_maps(sums[False].add_(as_rows(spread)), shape)
+        return sums[False]
+    spread = from_phases(sums[True])
+    return sums[False].add_(spread) if False in sums else spread
 
 
 def mixed_sum(terms: Sequence[Term], shares: Tensor, *, eps: float = EPS) -> Tensor:
@@ -344,5 +332,5 @@ def mixed_sum(terms: Sequence[Term], shares: Tensor, *, eps: float = EPS) -> Ten
 
 
 __all__ = [
-    "EPS", "Term", "as_maps", "as_rows", "average_pool", "channel_norm", "from_phases", "mixed_sum", "pointwise_norms", "to_phases",
+    "EPS", "Term", "average_pool", "channel_norm", "from_phases", "mixed_sum", "pointwise_norms", "to_phases",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sartor.arch import Arch
 from sartor.policies.base import Policy
-from sartor.recipes.hypergradient import WeightStep, dominant_eigenvalue, unrolled_gradient
+from sartor.recipes.hypergradient import WeightStep, dominant_eigenvalue, frozen, unrolled_gradient
 from sartor.recipes.loop import Batch, Loop, Moment, Optimisation
 from sartor.recipes.loss import as_target, classification_loss
 from sartor.recipes.trajectory import Snapshot, Stop, Verdict
@@ -123,8 +123,12 @@ class Alternation:
     def _architecture_step(self, x: Tensor, y: Tensor, moment: Moment, rate: float) -> None:
         images, labels = self._validation_batch(moment.step)
         if self.order == 1:
-            logits, loss = self._loss(images, labels, moment, rate)
-            gradients: Sequence[Tensor | None] = torch.autograd.grad(self._with_terms(loss), self.alphas, allow_unused=True)
+            gradients: Sequence[Tensor | None] = [None] * len(self.alphas)
+            with frozen(self.net.parameters()):
+                logits, loss = self._loss(images, labels, moment, rate)
+                total = self._with_terms(loss)
+                if total.requires_grad:  # a draw may leave nothing to choose
+                    gradients = torch.autograd.grad(total, self.alphas, allow_unused=True)
             self.validation_means.add(loss.item(), logits, labels)
         else:
             gradients = self._second_order(x, y, images, labels, moment, rate)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -77,18 +78,36 @@ def unrolled_gradient(
                 weight.copy_(value)
 
 
+@contextmanager
+def frozen(weights: Iterable[Tensor]) -> Iterator[None]:
+    """No gradients for `weights` in what is computed meanwhile.
+
+    Asking for the gradients of the architecture alone is not enough: a function of our own does not learn what is asked for, and would
+    compute those of its weights too.
+    """
+    held = [weight for weight in weights if weight.requires_grad]
+    for weight in held:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in held:
+            weight.requires_grad_(True)
+
+
 def _alpha_gradients_at(
     loss: Loss, weights: Sequence[Tensor], start: Sequence[Tensor], direction: Sequence[Tensor], scale: Tensor, alphas: Sequence[Tensor]
 ) -> list[Tensor]:
     with torch.no_grad():
         for weight, value, towards in zip(weights, start, direction, strict=True):
             torch.add(value, scale * towards, out=weight)
-    return _gradients(loss(), alphas)
+    with frozen(weights):
+        return _gradients(loss(), alphas)
 
 
 def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of a scalar; zero for inputs that it does not depend on."""
-    found = torch.autograd.grad(loss, list(inputs), allow_unused=True)
+    found = torch.autograd.grad(loss, list(inputs), allow_unused=True) if loss.requires_grad else [None] * len(inputs)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
 
 
