@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +42,7 @@ def tables(device: str) -> dict[str, np.ndarray]:
     return found
 
 
-def on_table(method: str, known: dict[str, np.ndarray], target: float, *, steps: int, seed: int, forgo: float = math.inf) -> Any:
+def on_table(method: str, known: dict[str, np.ndarray], target: float, *, steps: int, seed: int) -> Any:
     """A search whose loss is the tabulated error of the sampled mixture; the architecture derived within the target."""
     import torch
 
@@ -74,7 +73,10 @@ def on_table(method: str, known: dict[str, np.ndarray], target: float, *, steps:
         policy.updated()
         term.update(policy.expected())
     mask = known["connected"]
-    derive = derivation_within(SPACE, term.cost, target, forgo=forgo, accept=lambda arch: bool(mask[tuple(arch[c] for c in CHOICES)]))
+    derive = derivation_within(
+        SPACE, term.cost, target, accept=lambda arch: bool(mask[tuple(arch[c] for c in CHOICES)]),
+        loss=lambda arch: float(known["validation_error"][tuple(arch[c] for c in CHOICES)]),
+    )  # fmt: skip
     return derive(policy.strengths()), float(term.multiplier), float(term.cost(policy.strengths()))
 
 
@@ -95,7 +97,7 @@ def on_supernet(method: str, known: dict[str, np.ndarray], target: float, option
     cost = Cost.of_table(CHOICES, known["latency_ms"], name="latency_ms", unit="ms")
     mask = known["connected"]
     result = limited(
-        known_methods[method], net, data, cost=cost, target=target, forgo=options.forgo, seconds=options.seconds, batch=64, seed=seed,
+        known_methods[method], net, data, cost=cost, target=target, seconds=options.seconds, batch=64, seed=seed,
         accept=lambda arch: bool(mask[tuple(arch[c] for c in CHOICES)]),
     )  # fmt: skip
     return result.arch, float("nan"), float(cost(result.policy.strengths()))
@@ -128,7 +130,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of a search on the table")
     parser.add_argument("--seconds", type=float, default=120.0, help="of a search with shared weights")
     parser.add_argument("--images", type=int, default=5000, help="of CIFAR-10, for a search with shared weights")
-    parser.add_argument("--forgo", type=float, default=math.inf, help="log-probability, in nats, that filling a target may cost")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = Path(options.out) / f"{options.loss}-{options.device}"
@@ -140,7 +141,7 @@ def main() -> None:
     rows = []
     for method in options.methods:
         for number, target in enumerate(float(t) for t in targets):
-            path = folder / f"{method}-{options.targets}-{number:02d}-{options.forgo:g}-{options.seed}.json"
+            path = folder / f"{method}-{options.targets}-{number:02d}-{options.seed}.json"
             if not path.is_file():
                 row = one(method, known, target, options, path)
                 temporary = path.with_suffix(".tmp")
@@ -158,7 +159,7 @@ def one(method: str, known: dict[str, np.ndarray], target: float, options: argpa
     from sartor.benchmarks.nasbench201 import CHOICES
 
     if options.loss == "table":
-        arch, multiplier, expected = on_table(method, known, target, steps=options.steps, seed=options.seed, forgo=options.forgo)
+        arch, multiplier, expected = on_table(method, known, target, steps=options.steps, seed=options.seed)
     else:
         arch, multiplier, expected = on_supernet(method, known, target, options, options.seed, path.parent)
     at = tuple(arch[c] for c in CHOICES)

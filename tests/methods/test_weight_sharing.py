@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,51 @@ def test_a_learned_cost_presses_and_its_truth_is_kept() -> None:
     assert cost.fit is not None and any(cost.fit.sentence() in note for note in result.notes)
     with pytest.raises(UserError, match="nearest has latency_ms 5"):
         limited(METHODS["gdas"], net, blobs(), cost=cost, target=1.0, **QUICK)
+
+
+def test_what_fills_a_target_gives_way_where_it_is_no_better_than_random() -> None:
+    net = cell_net()
+    cost, target, names = edge_cost(net), 24.0, list(net.space.choices)
+    weights = np.linspace(1.0, 2.0, len(net.space.choices[names[0]]))[::-1]  # the cheap ones are likely
+    strengths = {name: dict(enumerate((weights / weights.sum()).tolist())) for name in names}
+    derive = methods.limits.derivation_within
+    filling, free = (derive(net.space, cost, target, fill=fill)(strengths) for fill in (0.85, 0.0))
+    assert float(cost(free)) < 0.85 * target <= float(cost(filling)) <= target
+    asked: list[Arch] = []
+
+    def loss_with(others: float) -> Callable[[Arch], float]:
+        def loss(arch: Arch) -> float:
+            asked.append(arch)
+            return 0.5 if arch == filling else 0.0 if arch == free else others
+
+        return loss
+
+    for others, expected in ((0.6, filling), (0.4, free)):
+        assert derive(net.space, cost, target, loss=loss_with(others))(strengths) == expected
+    assert len(set(asked) - {filling, free}) > 8 and all(float(cost(arch)) <= target for arch in asked)
+    even = derive(net.space, cost, target, fill=0.0, loss=loss_with(0.0))  # nothing is to be filled, so nothing is asked
+    asked.clear()
+    assert even(strengths) == free and not asked
+
+
+def test_a_search_reconsiders_what_fills_its_limit_by_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = cell_net()
+    cost, target = edge_cost(net), 24.0
+    plain = limited(METHODS["gdas"], net, blobs(), cost=cost, target=target, **QUICK)
+    for worst in (True, False):
+        monkeypatch.setattr(
+            methods.limits, "_shared_error", lambda found, data, worst=worst: lambda arch: float(worst == (arch == plain.arch))
+        )
+        result = limited(METHODS["gdas"], cell_net(), blobs(), cost=cost, target=target, **QUICK)
+        assert result.trajectory[-1].arch == plain.trajectory[-1].arch  # as derived on the way
+        gave_way = result.arch != plain.arch
+        assert gave_way == (worst and derived_free(net, cost, target, plain) != plain.arch)
+        assert any("no better on validation images than random" in note for note in result.notes) == gave_way
+
+
+def derived_free(net: Any, cost: Cost, target: float, result: Any) -> Arch:
+    found: Arch = methods.limits.derivation_within(net.space, cost, target, fill=0.0)(result.policy.strengths())
+    return found
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,6 @@ def limited(
     cost: Cost,
     target: float,
     fill: float = 0.85,
-    forgo: float = math.inf,
     accept: Callable[[Arch], bool] | None = None,
     others: Sequence[Bound] = (),
     rate: float = 0.05,
@@ -37,14 +35,13 @@ def limited(
 
     During the search the expected cost is pressed to the target (:class:`sartor.recipes.cost_term.Target`); every derivation is the most
     probable architecture whose cost is at most the target, and at least ``fill`` of it where there is any
-    (:func:`sartor.recipes.projection.within`). A learned cost presses by its model and is kept in truth; the notes of the result tell how
-    good the model is.
+    (:func:`sartor.recipes.projection.within`). At the thin ends of a space the few that fill it may be bad ones: one that the trained
+    network finds no better on validation images than random ones within the limits, on average, gives way in the end to the most probable
+    one, and a note says so. A learned cost presses by its model and is kept in truth; the notes of the result tell how good the model is.
 
     Args:
         method: of :data:`sartor.methods.METHODS` that searches by gradient (takes `terms`).
         cost: over the choices of ``net.space``.
-        forgo: log-probability, in nats, that filling the target may cost; 3 is an architecture 20 times less probable. Without bound, a
-            target where few architectures are is filled by one that the search may have ruled out.
         accept: a further condition on what is derived.
         others: bounds on other costs, for what is derived.
         rate, rho: of the target's control.
@@ -57,13 +54,51 @@ def limited(
     from sartor.recipes.cost_term import Lifted, Target
 
     space = net.space if getattr(net, "relaxed", None) is not None else relaxed_space(net)[0]  # what cannot be mixed is settled
-    derive = derivation_within(space, cost, target, fill=fill, forgo=forgo, accept=accept, others=others)
+    derive = derivation_within(space, cost, target, fill=fill, accept=accept, others=others)
     derive({})  # out of reach: say so now
     bounded = copy.copy(net)
     bounded.derive = derive
     term = Lifted(Target(cost, target, rate=rate, rho=rho), lambda mixture: lifted(space, mixture, normalised=True))
     found = method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
+    loss = _shared_error(found.net, data)
+    if loss is not None:
+        final = derivation_within(space, cost, target, fill=fill, accept=accept, others=others, loss=loss)
+        found = _reconsidered(found, final(_strengths_of(found)), cost, target)
     return found if cost.fit is None else replace(found, notes=(*found.notes, f"the expected {cost.name} is {cost.fit.sentence()}"))
+
+
+def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
+    """Error of a sub-net on validation images with the weights of the trained network; None without images or sub-nets."""
+    from sartor.evaluators.supernet import SupernetEvaluator
+
+    if not hasattr(net, "extract") or not len(getattr(data, "validation", ())):
+        return None
+    found: list[SupernetEvaluator] = []  # made when first asked for, which is seldom
+
+    def error(arch: Arch) -> float:
+        if not found:
+            found.append(SupernetEvaluator(net, data))
+        return 1.0 - found[0](arch)["accuracy"]
+
+    return error
+
+
+def _strengths_of(found: SearchResult) -> Strengths:
+    """What the architecture of a search was derived from: the strengths at the end, or in the epoch that a stop chose."""
+    if found.stopped is None:
+        return found.policy.strengths()
+    return next(snapshot.strengths for snapshot in reversed(found.trajectory) if snapshot.arch == found.arch)
+
+
+def _reconsidered(found: SearchResult, arch: Arch, cost: Cost, target: float) -> SearchResult:
+    if arch == found.arch:
+        return found
+    filled, used = (f"{float(cost(a)):.4g} of {target:.4g} {cost.unit}".rstrip() for a in (found.arch, arch))
+    note = (
+        f"the derived network that fills the limit ({cost.name} {filled}) is no better on validation images than random ones within it;"
+        f" the most probable one within it is taken ({used})"
+    )
+    return replace(found, arch=arch, notes=(*found.notes, note))
 
 
 def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Mapping[str, float]] | None = None) -> dict[str, Any]:
@@ -105,18 +140,23 @@ def derivation_within(
     target: float,
     *,
     fill: float = 0.85,
-    forgo: float = math.inf,
     accept: Callable[[Arch], bool] | None = None,
     others: Sequence[Bound] = (),
+    loss: Callable[[Arch], float] | None = None,
 ) -> Callable[[Strengths], Arch]:
     """How strengths become the most probable architecture within a target.
 
     Options that the strengths leave out were dropped by the method and come back only if the target cannot be kept without them.
+
+    Args:
+        loss: where it is given, the most probable architecture that fills the target must have a lower one than random architectures within
+            the limits have on average; otherwise the most probable one within them is taken, whatever it uses.
     """
     from sartor.errors import UserError
+    from sartor.recipes.exchange import Bound
     from sartor.recipes.projection import within
 
-    def derive(strengths: Strengths) -> Arch:
+    def most_probable(strengths: Strengths, fill: float) -> Arch:
         whole = lifted(space, strengths)
         kept = {
             name: [space.choices[name][i] for i in allowed if i in strengths[name]]
@@ -124,11 +164,32 @@ def derivation_within(
             if isinstance(strengths.get(name), Mapping) and any(i in strengths[name] for i in allowed)
         }
         try:
-            return within(space.restrict(kept), whole, cost, target, fill=fill, forgo=forgo, accept=accept, others=others).arch
+            return within(space.restrict(kept), whole, cost, target, fill=fill, accept=accept, others=others).arch
         except UserError:
-            return within(space, whole, cost, target, fill=fill, forgo=forgo, accept=accept, others=others).arch
+            return within(space, whole, cost, target, fill=fill, accept=accept, others=others).arch
+
+    def derive(strengths: Strengths) -> Arch:
+        filling = most_probable(strengths, fill)
+        if loss is None or not fill or filling == (free := most_probable(strengths, 0.0)):
+            return filling
+        rivals = _random_within(space, [Bound(cost, target), *others], accept)
+        return filling if not rivals or loss(filling) < sum(map(loss, rivals)) / len(rivals) else free
 
     return derive
+
+
+def _random_within(space: Space, bounds: Sequence[Bound], accept: Callable[[Arch], bool] | None, most: int = 16) -> list[Arch]:
+    """Up to `most` architectures within the limits, drawn uniformly; the same every time."""
+    import numpy as np
+
+    rng, found = np.random.default_rng(0), []
+    for _ in range(100 * most):
+        arch = space.sample(rng)
+        if all(bound.holds(arch) for bound in bounds) and (accept is None or accept(arch)):
+            found.append(arch)
+            if len(found) == most:
+                break
+    return found
 
 
 def lifted(space: Space, mixture: Strengths, *, normalised: bool = False) -> dict[str, Any]:

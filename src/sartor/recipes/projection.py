@@ -64,33 +64,29 @@ def within(
     target: float,
     *,
     fill: float = 0.85,
-    forgo: float = math.inf,
     accept: Accept | None = None,
     others: Sequence[Bound] = (),
 ) -> Projection:
-    """The most probable architecture whose cost is at most `target` and, where that costs no more than `forgo` of log-probability, at least
-    ``fill * target``, unless it uses as much of another limit.
+    """The most probable architecture whose cost is at most `target` and, where there is any, at least ``fill * target``, unless it uses as
+    much of another limit.
 
-    A target is a budget to be used: a network that leaves much of it unused is seldom what was asked for. Yet at the thin ends of a space
-    the few architectures that fill it may be ones that the policy has ruled out.
+    A target is a budget to be used: a network that leaves much of it unused is seldom what was asked for.
 
     Args:
         fill: share of the target to use; 0 asks for the limit alone.
-        forgo: in nats; infinite to fill the target whenever any architecture does.
 
     Raises:
         UserError: if no architecture keeps the limit.
     """
-    if not (target > 0 and 0 <= fill <= 1 and forgo >= 0):
-        raise UserError(f"expected a target above zero, fill= in [0, 1] and forgo= of zero or more, got {target}, {fill} and {forgo}")
+    if not (target > 0 and 0 <= fill <= 1):
+        raise UserError(f"expected a target above zero and fill= in [0, 1], got {target} and {fill}")
     free = project(space, mixture, [Bound(cost, target), *others], accept=accept)
     if any(float(bound.cost(free.arch)) >= fill * bound.at_most for bound in (Bound(cost, target), *others)):
         return free
     try:
-        full = project(space, mixture, [Bound(cost, target, fill * target), *others], accept=accept)
+        return project(space, mixture, [Bound(cost, target, fill * target), *others], accept=accept)
     except UserError:
         return free  # no architecture is in the band
-    return full if free.log_prob - full.log_prob <= forgo else free
 
 
 def _scores(space: Space, mixture: Mapping[str, Any]) -> dict[str, dict[int, float]]:
