@@ -207,8 +207,8 @@ def _undecided(epochs: Sequence[Snapshot], t: Thresholds) -> Finding | None:
         "vanishing",
         last.fraction >= 1.0 - 1e-9,
         last.epoch,
-        f"After {last.fraction:.0%} of the search the architecture parameters are {value:.3f} from uniform (1 is certain): the derived"
-        " architecture is close to a random one.",
+        f"After {last.fraction:.0%} of the search the options of a choice are as good as equally strong ({value:.3f} on average, where 0 is"
+        " equal and 1 is one alone): the derived architecture is close to a random one.",
         "Search longer, raise the learning rate of the architecture, or use gdas, whose falling temperature decides.",
     )
 
