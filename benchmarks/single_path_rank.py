@@ -75,7 +75,7 @@ def one(recipe: str, seed: int, options: argparse.Namespace, checkpoint: Path) -
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     data = load(options.data, seed=0, limit=options.images, size=options.size)
-    net = NasBench201(data.input_shape, len(data.classes), channels=options.channels, cells=1)
+    net = NasBench201(data.input_shape, len(data.classes), channels=options.channels, cells=options.stage_cells)
     steps = trained(recipe, net, data, seconds=options.seconds, seed=seed, checkpoint=checkpoint)
     evaluate = SupernetEvaluator(net, data, images=None)
     picked = cells(options.cells)
@@ -130,11 +130,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--channels", type=int, default=8)
+    parser.add_argument("--stage-cells", type=int, default=3, help="cells a stage; the benchmark's networks have five")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each in a process of its own with one thread")
     parser.add_argument("--report", action="store_true", help="only print what is there")
     parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    setting = f"{Path(options.data).stem}-{options.seconds:g}s-{options.images}-{options.size}-{options.channels}-{options.cells}"
+    size = f"{options.images}-{options.size}-{options.channels}-{options.stage_cells}"
+    setting = f"{Path(options.data).stem}-{options.seconds:g}s-{size}-{options.cells}"
     folder = options.results / setting
     folder.mkdir(parents=True, exist_ok=True)
     (options.out / setting).mkdir(parents=True, exist_ok=True)

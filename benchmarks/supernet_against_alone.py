@@ -2,11 +2,15 @@
 
     python benchmarks/supernet_against_alone.py --epochs 30 [--methods bignas ofa] [--classes 5] [--arithmetic bf16]
 
+The space is the mobile one with the papers' blocks: inverted residuals throughout and a first stride of 2 (`--kinds` leaves it as it is).
 A supernet is trained by each recipe; from each of `classes` bands of multiply-accumulates (equal on a logarithmic scale) the sub-net
 nearest to the middle of the band is evaluated as it is (calibrated batch normalisation only), and the same net is then trained from scratch
 on as many images as the supernet saw in total. Reported: both validation accuracies, their difference (target: within one point), and
 whether the sub-nets' accuracy rises with the bands. Each result is a file in benchmarks/results, from which a call elsewhere goes on;
 checkpoints of unfinished trainings lie in --out. A net trained alone counts with the better of its trained and calibrated statistics.
+
+The recipes: `bignas`, the sandwich rule with in-place distillation; `warm`, the same after a third of the budget for the largest net alone;
+`ofa`, progressive shrinking. The papers' stochastic depth is left out (`--drop-path`): they train for hundreds of epochs.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results" / "supernet-against-alone"
-METHODS = ("bignas", "ofa")
+METHODS = ("bignas", "warm", "ofa")
 
 
 def size_classes(net: Any, count: int, seed: int = 0) -> list[Any]:
@@ -39,14 +43,20 @@ def size_classes(net: Any, count: int, seed: int = 0) -> list[Any]:
 
 def setting(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """Data, its augmentation, and an untrained supernet, the same every time."""
+    from dataclasses import replace
+
     import torch
 
     from sartor.data import default_policy, load
-    from sartor.spaces import build
+    from sartor.spaces.mobile import MobileNet
+    from sartor.spaces.small import mobile
 
     data = load(options.data, seed=0, limit=options.images)
+    spec = mobile(data.input_shape[1])
+    if not options.kinds:
+        spec = replace(spec, stem_strides=(2,), stages=tuple(replace(stage, kinds=("mbconv",)) for stage in spec.stages))
     torch.manual_seed(0)
-    return data, default_policy(data), build(options.space, data.input_shape, len(data.classes))
+    return data, default_policy(data), MobileNet(spec, data.input_shape, len(data.classes))
 
 
 def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -60,7 +70,10 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
         "epochs": options.epochs, "batch": options.batch, "augment": augment, "arithmetic": options.arithmetic,
         "checkpoint": folder / f"{method}.safetensors",
     }  # fmt: skip
-    result: Any = train_sandwich(net, data, drop_path=0.2, **common) if method == "bignas" else train_shrinking(net, data, **common)
+    if method == "ofa":
+        result: Any = train_shrinking(net, data, **common)
+    else:
+        result = train_sandwich(net, data, drop_path=options.drop_path, largest_only=1 / 3 if method == "warm" else 0.0, **common)
     evaluate = SupernetEvaluator(net, data, images=None)
     rows = [{"arch": dict(arch), **evaluate(arch)} for arch in size_classes(net, options.classes)]
     return {"method": method, "steps": result.steps, "seconds": result.seconds, "nets": rows}
@@ -127,7 +140,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished parts (default: in benchmarks/results)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("--space", default="mobile")
+    parser.add_argument("--kinds", action="store_true", help="the whole mobile space, with kinds of block and first strides")
+    parser.add_argument("--drop-path", type=float, default=0.0, help="final rate of stochastic depth, for the largest net of a sandwich")
     parser.add_argument("--images", type=int)
     parser.add_argument("--epochs", type=float, default=30.0)
     parser.add_argument("--batch", type=int, default=64)
@@ -136,7 +150,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each in a process of its own with one thread")
     parser.add_argument("--one", metavar="PART", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    named = f"{Path(options.data).stem}-{options.space}-{options.epochs:g}-{options.images or 'all'}-{options.classes}-{options.arithmetic}"
+    named = f"{Path(options.data).stem}-{options.epochs:g}-{options.images or 'all'}-{options.batch}-{options.classes}-{options.arithmetic}"
+    named += f"{'-kinds' * options.kinds}{f'-drop{options.drop_path:g}' if options.drop_path else ''}"
     folder, unfinished = options.results / named, options.out / named
     for place in (folder, unfinished):
         place.mkdir(parents=True, exist_ok=True)

@@ -261,7 +261,7 @@ class _MixedSum(Function):
                 sums[False] = sums[False].add_(zs[i], alpha=share) if False in sums else zs[i] * share
         ctx.kinds, ctx.eps = kinds, eps
         ctx.save_for_backward(shares, *tensors, *saved)
-        return _joined(sums)
+        return _joined(sums).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:

@@ -44,11 +44,11 @@ def affine(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def add_product(total: Tensor, x: Tensor, matrix: Tensor) -> None:
-    """``total += matrix x``, in place, of every pixel; `total` is channels_last."""
+    """``total += matrix x``, in place, of every pixel."""
     if _convolves(x) and _ADD is not None:
         _ADD(total, x, matrix[:, :, None, None], None, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], "")
     else:
-        as_rows(total).addmm_(as_rows(x), matrix.t())
+        total.add_(as_maps(as_rows(x) @ matrix.t(), total.shape))
 
 
 def _convolves(x: Tensor) -> bool:

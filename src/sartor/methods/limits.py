@@ -35,9 +35,10 @@ def limited(
 
     During the search the expected cost is pressed to the target (:class:`sartor.recipes.cost_term.Target`); every derivation is the most
     probable architecture whose cost is at most the target, and at least ``fill`` of it where there is any
-    (:func:`sartor.recipes.projection.within`). At the thin ends of a space the few that fill it may be bad ones: one that the trained
-    network finds no better on validation images than random ones within the limits, on average, gives way in the end to the most probable
-    one, and a note says so. A learned cost presses by its model and is kept in truth; the notes of the result tell how good the model is.
+    (:func:`sartor.recipes.projection.within`). At the thin ends of a space the few that fill it may be bad ones. So at the end of a search
+    that no stop and no rule of its method decided, one that does no better on validation images, with shared weights, than random ones
+    within the limits gives way to the most probable one, if that does better; a note says so. A learned cost presses by its model and is
+    kept in truth; the notes of the result tell how good the model is.
 
     Args:
         method: of :data:`sartor.methods.METHODS` that searches by gradient (takes `terms`).
@@ -60,18 +61,24 @@ def limited(
     bounded.derive = derive
     term = Lifted(Target(cost, target, rate=rate, rho=rho), lambda mixture: lifted(space, mixture, normalised=True))
     found = method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
-    loss = _shared_error(found.net, data)
-    if loss is not None:
+    strengths, loss = found.policy.strengths(), _shared_error(found.net, data)
+    if loss is not None and found.stopped is None and not found.by_rule:
         final = derivation_within(space, cost, target, fill=fill, accept=accept, others=others, loss=loss)
-        found = _reconsidered(found, final(_strengths_of(found)), cost, target)
+        found = _reconsidered(found, final(strengths), cost, target)
     return found if cost.fit is None else replace(found, notes=(*found.notes, f"the expected {cost.name} is {cost.fit.sentence()}"))
 
 
 def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
-    """Error of a sub-net on validation images with the weights of the trained network; None without images or sub-nets."""
+    """Error of a sub-net on validation images with the weights of the trained network; None without images, or where no sub-net can be
+    taken out of it (partial channels)."""
+    from sartor.errors import UserError
     from sartor.evaluators.supernet import SupernetEvaluator
 
-    if not hasattr(net, "extract") or not len(getattr(data, "validation", ())):
+    if not len(getattr(data, "validation", ())):
+        return None
+    try:
+        net.extract(next(iter(net.space)))
+    except (AttributeError, UserError):
         return None
     found: list[SupernetEvaluator] = []  # made when first asked for, which is seldom
 
@@ -83,20 +90,13 @@ def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
     return error
 
 
-def _strengths_of(found: SearchResult) -> Strengths:
-    """What the architecture of a search was derived from: the strengths at the end, or in the epoch that a stop chose."""
-    if found.stopped is None:
-        return found.policy.strengths()
-    return next(snapshot.strengths for snapshot in reversed(found.trajectory) if snapshot.arch == found.arch)
-
-
 def _reconsidered(found: SearchResult, arch: Arch, cost: Cost, target: float) -> SearchResult:
     if arch == found.arch:
         return found
     filled, used = (f"{float(cost(a)):.4g} of {target:.4g} {cost.unit}".rstrip() for a in (found.arch, arch))
     note = (
         f"the derived network that fills the limit ({cost.name} {filled}) is no better on validation images than random ones within it;"
-        f" the most probable one within it is taken ({used})"
+        f" the most probable one within it, which is better, is taken ({used})"
     )
     return replace(found, arch=arch, notes=(*found.notes, note))
 
@@ -149,8 +149,8 @@ def derivation_within(
     Options that the strengths leave out were dropped by the method and come back only if the target cannot be kept without them.
 
     Args:
-        loss: where it is given, the most probable architecture that fills the target must have a lower one than random architectures within
-            the limits have on average; otherwise the most probable one within them is taken, whatever it uses.
+        loss: where it is given, the most probable architecture that fills the target gives way to the most probable one within it if that
+            has a lower loss, and random ones within the limits have one as low as the filling one's, on average.
     """
     from sartor.errors import UserError
     from sartor.recipes.exchange import Bound
@@ -172,20 +172,25 @@ def derivation_within(
         filling = most_probable(strengths, fill)
         if loss is None or not fill or filling == (free := most_probable(strengths, 0.0)):
             return filling
-        rivals = _random_within(space, [Bound(cost, target), *others], accept)
-        return filling if not rivals or loss(filling) < sum(map(loss, rivals)) / len(rivals) else free
+        if loss(free) >= loss(filling):
+            return filling
+        rivals = _random_within(space, [Bound(cost, target), *others], accept) or [free]
+        return filling if loss(filling) < sum(map(loss, rivals)) / len(rivals) else free
 
     return derive
 
 
-def _random_within(space: Space, bounds: Sequence[Bound], accept: Callable[[Arch], bool] | None, most: int = 16) -> list[Arch]:
-    """Up to `most` architectures within the limits, drawn uniformly; the same every time."""
+def _random_within(
+    space: Space, bounds: Sequence[Bound], accept: Callable[[Arch], bool] | None, most: int = 16, draws: int = 800
+) -> list[Arch]:
+    """Up to `most` architectures within the limits, of so many drawn uniformly; the same every time."""
     import numpy as np
 
     rng, found = np.random.default_rng(0), []
-    for _ in range(100 * most):
+    for _ in range(draws):
         arch = space.sample(rng)
-        if all(bound.holds(arch) for bound in bounds) and (accept is None or accept(arch)):
+        likely = all(float(bound.cost.estimate(arch)) <= bound.at_most for bound in bounds)  # a true cost that is learned takes long
+        if likely and all(bound.holds(arch) for bound in bounds) and (accept is None or accept(arch)):
             found.append(arch)
             if len(found) == most:
                 break

@@ -147,7 +147,7 @@ def joined(results: Sequence[SearchResult], arch: Arch | None = None) -> SearchR
     stopped = next((r.stopped for r in results if r.stopped), None)
     seconds = math.fsum(r.seconds for r in results)
     notes = tuple(dict.fromkeys(note for r in results for note in r.notes))
-    return SearchResult(arch or last.arch, tuple(trajectory), steps, seconds, stopped, last.net, last.policy, notes)
+    return SearchResult(arch or last.arch, tuple(trajectory), steps, seconds, stopped, last.net, last.policy, notes, arch is not None)
 
 
 def carry_over(source: Policy, target: Policy) -> None:

@@ -53,6 +53,7 @@ class SearchResult:
         stopped: why the search ended before its budget; None if it did not.
         net, policy: as trained; `net` may be a modified copy of the network that was given.
         notes: sentences for the user, e.g. on a modifier that does not apply.
+        by_rule: whether the method derived by a rule of its own, as P-DARTS limits skip connections.
     """
 
     arch: Arch
@@ -63,6 +64,7 @@ class SearchResult:
     net: nn.Module
     policy: Policy
     notes: tuple[str, ...] = ()
+    by_rule: bool = False
 
 
 def search_bilevel(

@@ -147,7 +147,8 @@ def train_shrinking(
 ) -> ShrinkingResult:
     """Train a supernet in place by progressive shrinking.
 
-    Give exactly one of `steps`, `epochs` (deterministic on one thread) and `seconds`, for all stages together.
+    Give exactly one of `steps`, `epochs` (deterministic on one thread) and `seconds`, for all stages together; each stage takes a step at
+    least.
 
     After the first stage a copy of the largest network is the teacher: every sub-net's loss is ``CE + distillation * KL(teacher)``. Before
     widths become elastic, channels are sorted by importance.
