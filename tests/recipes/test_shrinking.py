@@ -14,6 +14,7 @@ from sartor.arch import Space
 from sartor.errors import UserError
 from sartor.layers.choice import Choice
 from sartor.layers.conv import ElasticConv2d
+from sartor.recipes import shrinking
 from sartor.recipes.importance import sort_channels
 from sartor.recipes.loop import Optimisation
 from sartor.recipes.shrinking import stages, train_shrinking
@@ -139,6 +140,31 @@ def test_every_stage_trains_sub_nets_of_its_own_space_and_the_last_one_all() -> 
     calls = net.__dict__["calls"]
     assert all(a in plan[0].space for a in calls[: result.stages[0]["steps"]])
     assert any(a not in plan[4].space for a in calls)
+
+
+def test_the_rates_of_a_short_training_are_near_that_of_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    class Spied(shrinking.Loop):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            rates.append(settings["optimisation"].lr / 0.08)
+            super().__init__(*args, **settings)
+
+    monkeypatch.setattr(shrinking, "Loop", Spied)
+    plan, data = stages(small().space), tiny_data(64)  # four steps an epoch
+    train_shrinking(small(), data, steps=59, batch=16)
+    assert rates == pytest.approx([stage.rate ** (59 / 4 / 590) for stage in plan]) and min(rates) > 0.9
+    monkeypatch.setattr(shrinking, "_PAPER_EPOCHS", 5.0)
+    rates.clear()
+    train_shrinking(small(), data, steps=59, batch=16)
+    assert rates == pytest.approx([stage.rate for stage in plan])
+    rates.clear()
+    train_shrinking(small(), data, seconds=0.3, batch=16)
+    assert rates[0] == 1.0 and all(stage.rate <= rate + 1e-12 for stage, rate in zip(plan, rates, strict=True))
+    rates.clear()
+    monkeypatch.setattr(shrinking, "_PAPER_EPOCHS", 590.0)
+    train_shrinking(small(), data, steps=12, batch=16, plan=plan)
+    assert rates == pytest.approx([stage.rate for stage in plan])  # a plan of one's own is taken as it is
 
 
 def test_after_the_first_stage_the_largest_network_teaches() -> None:

