@@ -158,7 +158,7 @@ def train_shrinking(
         net: a searchable network with `space` and elastic layers.
         weights: of the largest network's stage; every stage has a cosine of its own, at its relative rate.
         plan: the stages; those of :func:`stages` by default, whose low rates are for the paper's 590 epochs: of fewer epochs, a relative
-            rate r is raised to ``r ** (epochs / 590)``. After 5 epochs of Fashion-MNIST at the rates as they are, the smallest sub-nets were
+            rate r is raised to ``r ** (epochs / 590)``. After 5 epochs of Fashion-MNIST at the rates as they are, small sub-nets were
             right on 56 % of the validation images, where the sandwich rule had 83 %.
         arithmetic: "fp32", or "bf16" for the products, see :mod:`sartor.recipes.arithmetic`.
         checkpoint: base name: every stage has a file of its own beside it, ``<stem>-<number>-<stage>.safetensors``; bit for bit on one
