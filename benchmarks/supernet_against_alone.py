@@ -9,8 +9,8 @@ on as many images as the supernet saw in total. Reported: both validation accura
 whether the sub-nets' accuracy rises with the bands. Each result is a file in benchmarks/results, from which a call elsewhere goes on;
 checkpoints of unfinished trainings lie in --out. A net trained alone counts with the better of its trained and calibrated statistics.
 
-The recipes: `bignas`, the sandwich rule with in-place distillation; `warm`, the same after a third of the budget for the largest net alone;
-`ofa`, progressive shrinking. The papers' stochastic depth is left out (`--drop-path`): they train for hundreds of epochs.
+The recipes: `bignas`, the sandwich rule with in-place distillation; `unclipped`, the same with the sum of the nets' gradients as it is; `warm`,
+the same after a third of the budget for the largest net alone; `ofa`, progressive shrinking. The papers' stochastic depth is left out (`--drop-path`): they train for hundreds of epochs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results" / "supernet-against-alone"
-METHODS = ("bignas", "warm", "ofa")
+METHODS = ("bignas", "unclipped", "warm", "ofa")
 
 
 def size_classes(net: Any, count: int, seed: int = 0) -> list[Any]:
@@ -73,7 +73,8 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
     if method == "ofa":
         result: Any = train_shrinking(net, data, **common)
     else:
-        result = train_sandwich(net, data, drop_path=options.drop_path, largest_only=1 / 3 if method == "warm" else 0.0, **common)
+        variant = {"warm": {"largest_only": 1 / 3}, "unclipped": {"clip_norm": None}}.get(method, {})
+        result = train_sandwich(net, data, drop_path=options.drop_path, **variant, **common)
     evaluate = SupernetEvaluator(net, data, images=None)
     rows = [{"arch": dict(arch), **evaluate(arch)} for arch in size_classes(net, options.classes)]
     return {"method": method, "steps": result.steps, "seconds": result.seconds, "nets": rows}
