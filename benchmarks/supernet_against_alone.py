@@ -9,8 +9,9 @@ on as many images as the supernet saw in total. Reported: both validation accura
 whether the sub-nets' accuracy rises with the bands. Each result is a file in benchmarks/results, from which a call elsewhere goes on;
 checkpoints of unfinished trainings lie in --out. A net trained alone counts with the better of its trained and calibrated statistics.
 
-The recipes: `bignas`, the sandwich rule with in-place distillation; `unclipped`, the same with the sum of the nets' gradients as it is; `warm`,
-the same after a third of the budget for the largest net alone; `ofa`, progressive shrinking. The papers' stochastic depth is left out (`--drop-path`): they train for hundreds of epochs.
+The recipes: `bignas`, the sandwich rule with in-place distillation; `unclipped`, the same with the sum of the nets' gradients as it is;
+`warm`, the same after a third of the budget for the largest net alone; `ofa`, progressive shrinking. The papers' stochastic depth is left
+out (`--drop-path`): they train for hundreds of epochs.
 """
 
 from __future__ import annotations
