@@ -85,6 +85,8 @@ def one(recipe: str, seed: int, options: argparse.Namespace, checkpoint: Path) -
 
 def judge(row: dict[str, Any]) -> str:
     """Rank correlations of one supernet, and of parameters, with intervals."""
+    from scipy.stats import rankdata
+
     from sartor.benchmarks import table
     from sartor.recipes.faithfulness import rank_correlation
 
@@ -98,9 +100,11 @@ def judge(row: dict[str, Any]) -> str:
         found = rank_correlation(shared[mask], truth[mask])
         bar = rank_correlation(params[mask], truth[mask]).spearman
         low, high = difference(shared[mask], params[mask], truth[mask])
+        both = rank_correlation(rankdata(shared[mask]) + rankdata(params[mask]), truth[mask]).spearman
         text.append(
             f"{name} ({mask.sum()}): rho {found.spearman.value:.3f} [{found.spearman.low:.3f}, {found.spearman.high:.3f}],"
-            f" tau {found.kendall_tau.value:.3f}; parameters {bar.value:.3f}; difference [{low:+.3f}, {high:+.3f}]"
+            f" tau {found.kendall_tau.value:.3f}; parameters {bar.value:.3f}; difference [{low:+.3f}, {high:+.3f}];"
+            f" mean rank of the two {both.value:.3f}"
         )
     return "\n   ".join(text)
 
@@ -130,7 +134,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--channels", type=int, default=8)
-    parser.add_argument("--stage-cells", type=int, default=3, help="cells a stage; the benchmark's networks have five")
+    parser.add_argument("--stage-cells", type=int, default=1, help="cells a stage; the benchmark's networks have five")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each in a process of its own with one thread")
     parser.add_argument("--report", action="store_true", help="only print what is there")
     parser.add_argument("--one", nargs=2, metavar=("RECIPE", "SEED"), help=argparse.SUPPRESS)
