@@ -55,7 +55,8 @@ def setting(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     data = load(options.data, seed=0, limit=options.images)
     spec = mobile(data.input_shape[1])
     if not options.kinds:
-        spec = replace(spec, stem_strides=(2,), stages=tuple(replace(stage, kinds=("mbconv",)) for stage in spec.stages))
+        stages = [replace(stage, kinds=("mbconv",), ses=stage.ses[-1:] if options.fixed_se else stage.ses) for stage in spec.stages]
+        spec = replace(spec, stem_strides=(2,), stages=tuple(stages))
     torch.manual_seed(0)
     return data, default_policy(data), MobileNet(spec, data.input_shape, len(data.classes))
 
@@ -143,6 +144,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--kinds", action="store_true", help="the whole mobile space, with kinds of block and first strides")
+    parser.add_argument(
+        "--fixed-se", action="store_true", help="squeeze and excitation wherever it is offered, as in the papers, no choice"
+    )
     parser.add_argument("--drop-path", type=float, default=0.0, help="final rate of stochastic depth, for the largest net of a sandwich")
     parser.add_argument("--images", type=int)
     parser.add_argument("--epochs", type=float, default=30.0)
@@ -153,7 +157,7 @@ def main() -> None:
     parser.add_argument("--one", metavar="PART", help=argparse.SUPPRESS)
     options = parser.parse_args()
     named = f"{Path(options.data).stem}-{options.epochs:g}-{options.images or 'all'}-{options.batch}-{options.classes}-{options.arithmetic}"
-    named += f"{'-kinds' * options.kinds}{f'-drop{options.drop_path:g}' if options.drop_path else ''}"
+    named += f"{'-kinds' * options.kinds}{'-se' * options.fixed_se}{f'-drop{options.drop_path:g}' if options.drop_path else ''}"
     folder, unfinished = options.results / named, options.out / named
     for place in (folder, unfinished):
         place.mkdir(parents=True, exist_ok=True)
