@@ -43,7 +43,7 @@ def tables(device: str) -> dict[str, np.ndarray]:
     return found
 
 
-def on_table(method: str, known: dict[str, np.ndarray], target: float, *, steps: int, seed: int, fill_anyway: bool) -> Any:
+def on_table(method: str, known: dict[str, np.ndarray], target: float, *, steps: int, seed: int, fill_anyway: bool = False) -> Any:
     """A search whose loss is the tabulated error of the sampled mixture; the architecture derived within the target."""
     import torch
 
