@@ -10,8 +10,8 @@ whether the sub-nets' accuracy rises with the bands. Each result is a file in be
 checkpoints of unfinished trainings lie in --out. A net trained alone counts with the better of its trained and calibrated statistics.
 
 The recipes: `bignas`, the sandwich rule with in-place distillation; `unclipped`, the same with the sum of the nets' gradients as it is;
-`warm`, the same after a third of the budget for the largest net alone; `ofa`, progressive shrinking. The papers' stochastic depth is left
-out (`--drop-path`): they train for hundreds of epochs.
+`warm`, the same after a third of the budget for the largest net alone; `ofa`, progressive shrinking; `ofa-paper`, with the relative
+learning rates that its paper has for 590 epochs. Stochastic depth is left out (`--drop-path`): the papers train for hundreds of epochs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results" / "supernet-against-alone"
-METHODS = ("bignas", "unclipped", "warm", "ofa")
+METHODS = ("bignas", "unclipped", "warm", "ofa", "ofa-paper")
 
 
 def size_classes(net: Any, count: int, seed: int = 0) -> list[Any]:
@@ -65,15 +65,15 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
     """Train one supernet and evaluate a sub-net of every size class."""
     from sartor.evaluators.supernet import SupernetEvaluator
     from sartor.recipes.sandwich import train_sandwich
-    from sartor.recipes.shrinking import train_shrinking
+    from sartor.recipes.shrinking import stages, train_shrinking
 
     data, augment, net = setting(options)
     common = {
         "epochs": options.epochs, "batch": options.batch, "augment": augment, "arithmetic": options.arithmetic,
         "checkpoint": folder / f"{method}.safetensors",
     }  # fmt: skip
-    if method == "ofa":
-        result: Any = train_shrinking(net, data, **common)
+    if method.startswith("ofa"):
+        result: Any = train_shrinking(net, data, plan=stages(net.space) if method == "ofa-paper" else None, **common)
     else:
         variant = {"warm": {"largest_only": 1 / 3}, "unclipped": {"clip_norm": None}}.get(method, {})
         result = train_sandwich(net, data, drop_path=options.drop_path, **variant, **common)

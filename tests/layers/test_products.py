@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sartor.layers import products
 from sartor.layers.products import add_product, affine, as_maps, as_rows, moments
@@ -60,7 +63,24 @@ def test_each_is_the_matrix_product(
         assert close(value, as_maps(expected.to(dtype), value.shape))
 
 
-def test_fp32_takes_the_quick_way_and_it_is_there() -> None:
-    x = torch.randn(1, 4, 2, 2)
-    assert products._convolves(x) == torch.backends.mkldnn.is_available() and not products._convolves(x.double())
-    assert not torch.backends.mkldnn.is_available() or products._ADD is not None
+class Calls(TorchDispatchMode):
+    """Names of the operations that are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(op).split(".")[1])
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fp32_takes_the_quick_way_and_it_is_there(dtype: torch.dtype) -> None:
+    x, matrix = drawn(1, 4, 2, 2, seed=0, dtype=dtype), drawn(4, 4, seed=1, dtype=dtype)
+    with Calls() as calls:
+        moments(x, x)
+        add_product(affine(x, matrix, matrix[0]), x, matrix)
+    quick = {"convolution", "convolution_backward", "_convolution_pointwise_"}
+    expected = quick if dtype == torch.float32 and torch.backends.mkldnn.is_available() else set()
+    assert calls.names & quick == expected and bool(calls.names & {"mm", "addmm"}) == (not expected)

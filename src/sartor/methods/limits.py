@@ -74,11 +74,11 @@ def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
     from sartor.errors import UserError
     from sartor.evaluators.supernet import SupernetEvaluator
 
-    if not len(getattr(data, "validation", ())):
+    if not hasattr(net, "extract") or not len(getattr(data, "validation", ())):
         return None
     try:
         net.extract(next(iter(net.space)))
-    except (AttributeError, UserError):
+    except UserError:
         return None
     found: list[SupernetEvaluator] = []  # made when first asked for, which is seldom
 
