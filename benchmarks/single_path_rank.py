@@ -10,7 +10,8 @@ elsewhere goes on; checkpoints of unfinished ones lie in --out. Two run at a tim
 The recipes: `uniform`, one uniform path a step (SPOS); `stratified`, one path, equally many of every band of parameters; `sandwich`,
 largest, smallest (all skip connections) and two random nets with in-place distillation (BigNAS); `fair`, five paths that run
 every operation of every edge once (FairNAS);
-`best`, fair paths and the average of the weights over the training. No setting was chosen on the table.
+`best`, fair paths and the average of the weights over the training. No setting was chosen on the table. `alone` shares nothing: every cell
+is trained by itself, in the same small network, for an equal part of --seconds; it says what is the network's fault and not the sharing's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results" / "single-path-rank"
 RECIPES = ("uniform", "stratified", "sandwich", "fair", "best")
+ALONE = "alone"
 
 
 def cells(count: int, seed: int = 0) -> list[int]:
@@ -76,11 +78,34 @@ def one(recipe: str, seed: int, options: argparse.Namespace, checkpoint: Path) -
     torch.manual_seed(seed)
     data = load(options.data, seed=0, limit=options.images, size=options.size)
     net = NasBench201(data.input_shape, len(data.classes), channels=options.channels, cells=options.stage_cells)
+    picked = cells(options.cells)
+    if recipe == ALONE:
+        steps, accuracies = by_themselves(net, data, picked, seconds=options.seconds / len(picked), seed=seed, kept=checkpoint)
+        return {"recipe": recipe, "seed": seed, "steps": steps, "seconds": options.seconds, "cells": picked, "shared": accuracies}
     steps = trained(recipe, net, data, seconds=options.seconds, seed=seed, checkpoint=checkpoint)
     evaluate = SupernetEvaluator(net, data, images=None)
-    picked = cells(options.cells)
     shared = [evaluate(nasbench201.arch_of(index))["accuracy"] for index in picked]
     return {"recipe": recipe, "seed": seed, "steps": steps, "seconds": options.seconds, "cells": picked, "shared": shared}
+
+
+def by_themselves(net: Any, data: Any, picked: list[int], *, seconds: float, seed: int, kept: Path) -> tuple[int, list[float]]:
+    """Steps of all, and each cell's accuracy after training alone; what is done is kept beside the checkpoints."""
+    from sartor.benchmarks import nasbench201
+    from sartor.data import default_policy
+    from sartor.recipes.doctor import reset
+    from sartor.recipes.train import train
+
+    kept = kept.with_suffix(".json")
+    done: list[list[float]] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+    policy = replace(default_policy(data), cutout=0)
+    for index in picked[len(done) :]:
+        module = reset(net.extract(nasbench201.arch_of(index)), seed=seed)
+        result = train(module, data, seconds=seconds, augment=policy, seed=seed)
+        done.append([result.steps, result.accuracy])
+        kept.with_suffix(".tmp").write_text(json.dumps(done), encoding="utf-8")
+        os.replace(kept.with_suffix(".tmp"), kept)
+        print(f"{len(done)} of {len(picked)} cells", flush=True)
+    return int(sum(steps for steps, _ in done)), [accuracy for _, accuracy in done]
 
 
 def judge(row: dict[str, Any]) -> str:
@@ -122,11 +147,31 @@ def difference(shared: np.ndarray, params: np.ndarray, truth: np.ndarray, resamp
     return float(low), float(high)
 
 
+def bars(count: int) -> str:
+    """What parameters alone and the benchmark's own trainings of 12 epochs come to on the same cells: full networks, each by itself."""
+    from scipy.stats import spearmanr
+
+    from sartor.benchmarks import table
+
+    index, known = np.array(cells(count)), table("nasbench201")
+    truth = known.column("cifar10_test_200")[index]
+    text = []
+    for name, column in (
+        ("parameters", "cifar10_params"),
+        ("12 epochs of each cell's full network, validation", "cifar10_val_12"),
+        ("the same, test", "cifar10_test_12"),
+    ):
+        values = known.column(column)[index]
+        rhos = [float(spearmanr(values[mask], truth[mask]).statistic) for mask in (truth > 0, truth > 90)]
+        text.append(f"   {name}: rho {rhos[0]:.3f}, above 90 % {rhos[1]:.3f}")
+    return "\n".join(["To compare with:", *text])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/single-path-rank"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished runs (default: in benchmarks/results)")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=(*RECIPES, ALONE))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=600.0, help="of each training")
     parser.add_argument("--cells", type=int, default=200)
@@ -163,6 +208,7 @@ def main() -> None:
         for (seed, recipe), done in zip(runs, pool.map(finished, runs), strict=True):
             text = judge(json.loads((folder / f"{recipe}-{seed}.json").read_text(encoding="utf-8"))) if done else "not there"
             print(text if done else f"{recipe} seed {seed}: {text}", flush=True)
+    print(bars(options.cells))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 
 from sartor import methods
 from sartor.errors import UserError
+from sartor.layers.blocks import Block
 from sartor.recipes.cost_term import Cost
 
 from .small import blobs, cell_net, elastic_net
@@ -61,6 +62,12 @@ def test_bignas_selects_from_coarse_to_fine_and_may_check_its_ranking() -> None:
         for kind in ("kernel", "expand", "depth"):
             assert len({trial.arch[n] for n in on if n.endswith(kind)}) == 1
     assert len(fine) >= 1 and result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in result.trials)
+
+
+def test_bignas_starts_residual_blocks_as_the_identity() -> None:
+    result = methods.bignas(elastic_net(), blobs(), evaluations=4, coarse=2, steps=2, batch=16, lr=1e-3)
+    residual = [m for m in result.net.modules() if isinstance(m, Block) and m.residual]
+    assert residual and all(0 < b.project.bn.weight.abs().max() < 0.1 for b in residual)
 
 
 def test_limits_on_what_nothing_measures_are_refused() -> None:

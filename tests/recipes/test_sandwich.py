@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from sartor.errors import UserError
+from sartor.layers.blocks import Block
 from sartor.recipes.checkpoint import load_checkpoint
 from sartor.recipes.sampler import stratified_sampler, uniform_sampler
-from sartor.recipes.sandwich import sandwich_step, thread_pool, train_sandwich
+from sartor.recipes.sandwich import sandwich_step, start_as_identities, thread_pool, train_sandwich
 from sartor.spaces import build
 
 from .tiny import TinyNet, tiny_data
@@ -49,6 +50,31 @@ def test_the_gradient_is_the_sum_of_label_loss_of_the_largest_and_distillation_o
     assert loss == pytest.approx(first.item(), abs=1e-6)
     for name, p in net.named_parameters():
         assert p.grad is not None and torch.allclose(got[name], p.grad, atol=1e-6), name
+
+
+def test_residual_blocks_may_start_as_the_identity_and_learn_to_leave_it() -> None:
+    net, data = build("mobile", (1, 8, 8), 4), tiny_data(64, classes=4)
+    blocks = [m for m in net.modules() if isinstance(m, Block)]
+    residual = [b for b in blocks if b.residual]
+    assert 0 < len(residual) == start_as_identities(net) < len(blocks)
+    x = torch.randn(4, residual[0].config.inputs.max, 6, 6)
+    assert torch.equal(residual[0](x, net.largest), x)
+    x = torch.randn(4, blocks[0].config.inputs.max, 6, 6)
+    assert not blocks[0].residual and blocks[0](x, net.largest).std() > 0.1  # where nothing bridges it, a block still computes
+    train_sandwich(net, data, steps=3, batch=16, zero_residuals=True)
+    assert all((b.project.bn.weight != 0).any() and b.project.bn.weight.abs().max() < 0.5 for b in residual)
+    given = {name: t.clone() for name, t in build("mobile", (1, 8, 8), 4).state_dict().items()}
+    train_sandwich(net, data, steps=1, batch=16, lr=1e-9, zero_residuals=True, initial=given)
+    assert all(torch.allclose(b.project.bn.weight, torch.ones(())) for b in residual)  # weights that are given stay
+
+
+def test_the_learning_rate_may_decay_exponentially_to_a_constant() -> None:
+    rows = train_sandwich(TinyNet(), tiny_data(64), steps=16, batch=16, lr=0.1, schedule="exponential", floor=0.05, warmup=0.0).history
+    rates = [row["lr"] for row in rows]
+    assert rates[0] == pytest.approx(0.1 * 0.97 ** (150 * 3.5 / 16))
+    assert rates[-1] == pytest.approx(0.005) and rates == sorted(rates, reverse=True)
+    with pytest.raises(UserError, match="schedule= must be cosine or exponential, got step"):
+        train_sandwich(TinyNet(), tiny_data(64), steps=1, batch=16, schedule="step")
 
 
 def test_nets_side_by_side_give_the_same_gradients_to_the_bit_and_the_same_training() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sartor.errors import UserError
-from sartor.recipes.schedule import Budget, budget, cosine, duration
+from sartor.recipes.schedule import Budget, budget, cosine, duration, exponential
 
 
 def test_cosine_golden_values() -> None:
@@ -16,6 +16,14 @@ def test_cosine_golden_values() -> None:
     assert cosine(0.1, warmup=0.1) == pytest.approx(1.0)
     assert cosine(0.55, warmup=0.1) == pytest.approx(0.5)
     assert cosine(1.0, warmup=0.1, floor=0.2) == pytest.approx(0.2)
+
+
+def test_exponential_decay_is_bignas_and_ends_constant() -> None:
+    assert exponential(0.05, warmup=0.1) == pytest.approx(0.5) and exponential(0.1, warmup=0.1) == pytest.approx(1.0)
+    assert exponential(24 / 360) == pytest.approx(0.97**10)  # 3 % every 2.4 epochs of 360
+    assert exponential(1.0) == pytest.approx(0.97**150)
+    assert exponential(0.6, floor=0.05) > 0.05
+    assert exponential(0.7, floor=0.05) == exponential(1.0, floor=0.05) == 0.05
 
 
 @given(st.floats(0, 1), st.floats(0, 0.9), st.floats(0, 0.5))

@@ -187,6 +187,12 @@ class Block(Searchable):
             return y
         return x + (drop_path_of(y, drop_path) if drop_path > 0 else y)
 
+    def start_as_identity(self) -> bool:
+        """Scale the last normalisation by zero where the block has a residual connection; says whether it has."""
+        if self.residual:
+            nn.init.zeros_(self.project.bn.weight)
+        return self.residual
+
     def extract(self, arch: Mapping[str, int]) -> nn.Module:
         se = self.se.extract(arch) if self.se is not None else nn.Identity()
         return plain.Bottleneck(self.plain_features(arch), se, self.project.extract(arch), self.residual)

@@ -22,7 +22,7 @@ from sartor.data.augment import mixup as mix_pairs
 from sartor.errors import UserError
 from sartor.recipes.checkpoint import load_checkpoint, save_checkpoint
 from sartor.recipes.loss import is_finite
-from sartor.recipes.schedule import Budget, Progress, cosine, duration
+from sartor.recipes.schedule import SCHEDULES, Budget, Progress, duration
 from sartor.recipes.splits import TrainingSplit
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -31,7 +31,7 @@ Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # (b, C, H, W
 
 @dataclass(frozen=True)
 class Optimisation:
-    """SGD with momentum under a cosine with warm-up.
+    """SGD with momentum under a schedule with warm-up.
 
     Args:
         lr: peak learning rate.
@@ -40,8 +40,9 @@ class Optimisation:
         clip_norm: bound on the global L2 norm of the gradients; None leaves them alone.
         ema: decay of the exponential moving average of the weights, which then is the result; None for none. The decay warms up as
             min(ema, (1 + step) / (10 + step)), so that short runs are not averaged with the initial weights.
-        floor: share of the peak learning rate at which the cosine ends.
+        floor: share of the peak learning rate at which the cosine ends, and below which the exponential decay does not go.
         nesterov: Nesterov's momentum instead of the classical one.
+        schedule: "cosine" or "exponential", see :mod:`sartor.recipes.schedule`.
     """
 
     lr: float = 0.1
@@ -52,6 +53,7 @@ class Optimisation:
     ema: float | None = None
     floor: float = 0.0
     nesterov: bool = True
+    schedule: str = "cosine"
 
     def __post_init__(self) -> None:
         checks = {
@@ -62,6 +64,7 @@ class Optimisation:
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "positive or None"),
             "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1) or None"),
             "floor": (0 <= self.floor <= 1, "in [0, 1]"),
+            "schedule": (self.schedule in SCHEDULES, " or ".join(SCHEDULES)),
         }
         for name, (fine, wanted) in checks.items():
             if not fine:
@@ -69,7 +72,7 @@ class Optimisation:
 
     def settings(self) -> dict[str, Any]:
         """JSON-spelled; the settings that came later are left out at their defaults, so that older checkpoints still agree."""
-        later = {"floor": 0.0, "nesterov": True}
+        later = {"floor": 0.0, "nesterov": True, "schedule": "cosine"}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
@@ -246,7 +249,7 @@ class Loop:
         trace, o = self.trace, self.optimisation
         fraction = self.budget.fraction(trace.step, trace.seconds)
         for group in self.optimiser.param_groups:
-            group["lr"] = o.lr * cosine(fraction + self._half_step(), warmup=o.warmup, floor=o.floor)
+            group["lr"] = o.lr * SCHEDULES[o.schedule](fraction + self._half_step(), warmup=o.warmup, floor=o.floor)
         torch.default_generator.manual_seed((self.seed * 1_000_003 + trace.step) % 2**63)
         rng = np.random.default_rng([self.seed, 1, trace.step])
         if self.mixup:

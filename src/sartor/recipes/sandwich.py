@@ -135,6 +135,9 @@ def train_sandwich(
     temperature: float = 1.0,
     clip_norm: float | None = 1.0,
     ema: float | None = None,
+    schedule: str = "cosine",
+    floor: float = 0.0,
+    zero_residuals: bool = False,
     sampler: Sampler | None = None,
     initial: str | Path | Mapping[str, Tensor] | None = None,
     augment: Augment | None = None,
@@ -159,6 +162,9 @@ def train_sandwich(
         largest_only: share of the budget, at its start, in which only the largest net is trained (weights-only warm-up, as
             once-for-all does before it shrinks).
         drop_path: final rate of stochastic depth, for the largest net only; it rises linearly with the spent budget.
+        schedule, floor: of the learning rate, as in :class:`sartor.recipes.loop.Optimisation`.
+        zero_residuals: start with every residual block whose last layer is linear as the identity (section 3.1 of the paper: the scale of
+            its last normalisation is zero). A start from `initial` weights keeps those.
         sampler: draws sub-nets; uniform over architectures by default, see :func:`sartor.recipes.sampler.stratified_sampler`.
         initial: weights to start from (safetensors file or mapping); where shapes differ the overlap is copied and the result's `initial`
             says so. Ignored when a checkpoint is resumed.
@@ -180,6 +186,8 @@ def train_sandwich(
     supernet: Supernet = _supernet(net)
     draw = sampler or uniform_sampler(supernet.space)
     resumed = checkpoint is not None and Path(checkpoint).is_file()
+    if zero_residuals and initial is None and not resumed:
+        start_as_identities(net)
     report = load_weights(net, initial) if initial is not None and not resumed else None
 
     def compute(x: Tensor, y: Tensor, moment: Moment) -> float:
@@ -198,7 +206,7 @@ def train_sandwich(
         compute,
         batch=batch,
         budget=budget(steps=steps, epochs=epochs, seconds=seconds, steps_per_epoch=per_epoch),
-        optimisation=Optimisation(lr, momentum, weight_decay, warmup, clip_norm, ema),
+        optimisation=Optimisation(lr, momentum, weight_decay, warmup, clip_norm, ema, floor, schedule=schedule),
         seed=seed,
         augment=augment,
         channels_last=channels_last,
@@ -220,6 +228,12 @@ def train_sandwich(
     with thread_pool(workers) if workers > 1 else nullcontext() as pool:
         trace = loop.run()
     return SupernetResult(trace.step, trace.step / per_epoch, trace.seconds, trace.loss, report, trace.rows)
+
+
+def start_as_identities(net: nn.Module) -> int:
+    """Scale the last normalisation of every residual block by zero; returns how many there were."""
+    starts = [getattr(module, "start_as_identity", None) for module in net.modules()]
+    return sum(bool(start()) for start in starts if start is not None)
 
 
 def extremes(net: Supernet, rng: np.random.Generator) -> tuple[Arch, Arch]:

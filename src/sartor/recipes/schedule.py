@@ -74,6 +74,25 @@ def cosine(fraction: float, *, warmup: float = 0.0, floor: float = 0.0) -> float
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
 
 
+#: BigNAS's rate falls by 3 % every 2.4 of 360 epochs (Yu et al. 2020, section 4.1): 150 times.
+EXPONENTIAL_END = 0.97**150
+
+
+def exponential(fraction: float, *, warmup: float = 0.0, floor: float = 0.0) -> float:
+    """Learning-rate factor: linear from 0 to 1 over the first `warmup` share, then exponential decay, constant once it has reached `floor`.
+
+    Without a floor it is at :data:`EXPONENTIAL_END` when the budget ends. BigNAS, section 3.1 ("exponentially decaying with constant
+    ending"), has a floor of 0.05.
+    """
+    if fraction < warmup:
+        return fraction / warmup
+    rest = (fraction - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
+    return max(floor, EXPONENTIAL_END ** min(rest, 1.0))
+
+
+SCHEDULES: dict[str, Callable[..., float]] = {"cosine": cosine, "exponential": exponential}
+
+
 def duration(seconds: float | None) -> str:
     """``3m20s``, for people."""
     if seconds is None:
