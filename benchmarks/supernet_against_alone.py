@@ -9,9 +9,11 @@ on as many images as the supernet saw in total. Reported: both validation accura
 whether the sub-nets' accuracy rises with the bands. Each result is a file in benchmarks/results, from which a call elsewhere goes on;
 checkpoints of unfinished trainings lie in --out. A net trained alone counts with the better of its trained and calibrated statistics.
 
-The recipes: `bignas`, the sandwich rule with in-place distillation; `unclipped`, the same with the sum of the nets' gradients as it is;
-`warm`, the same after a third of the budget for the largest net alone; `ofa`, progressive shrinking; `ofa-paper`, with the relative
-learning rates that its paper has for 590 epochs. Stochastic depth is left out (`--drop-path`): the papers train for hundreds of epochs.
+The recipes: `bignas`, the sandwich rule with in-place distillation, residual blocks that start as the identity, and the paper's exponential
+decay to a constant rate; `identity`, the same under a cosine; `sandwich`, a cosine and blocks that start as they come; `unclipped`, this
+with the sum of the nets' gradients as it is; `warm`, this after a third of the budget for the largest net alone; `ofa`, progressive
+shrinking; `ofa-paper`, with the relative learning rates that its paper has for 590 epochs. Stochastic depth is left out (`--drop-path`):
+the papers train for hundreds of epochs.
 """
 
 from __future__ import annotations
@@ -29,7 +31,14 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).resolve().parent / "results" / "supernet-against-alone"
-METHODS = ("bignas", "unclipped", "warm", "ofa", "ofa-paper")
+SANDWICHES: dict[str, dict[str, Any]] = {
+    "bignas": {"zero_residuals": True, "schedule": "exponential", "floor": 0.05},
+    "identity": {"zero_residuals": True},
+    "sandwich": {},
+    "unclipped": {"clip_norm": None},
+    "warm": {"largest_only": 1 / 3},
+}
+METHODS = (*SANDWICHES, "ofa", "ofa-paper")
 
 
 def size_classes(net: Any, count: int, seed: int = 0) -> list[Any]:
@@ -72,11 +81,10 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
         "epochs": options.epochs, "batch": options.batch, "augment": augment, "arithmetic": options.arithmetic,
         "checkpoint": folder / f"{method}.safetensors",
     }  # fmt: skip
-    if method.startswith("ofa"):
-        result: Any = train_shrinking(net, data, plan=stages(net.space) if method == "ofa-paper" else None, **common)
+    if method in SANDWICHES:
+        result: Any = train_sandwich(net, data, drop_path=options.drop_path, **SANDWICHES[method], **common)
     else:
-        variant = {"warm": {"largest_only": 1 / 3}, "unclipped": {"clip_norm": None}}.get(method, {})
-        result = train_sandwich(net, data, drop_path=options.drop_path, **variant, **common)
+        result = train_shrinking(net, data, plan=stages(net.space) if method == "ofa-paper" else None, **common)
     evaluate = SupernetEvaluator(net, data, images=None)
     rows = [{"arch": dict(arch), **evaluate(arch)} for arch in size_classes(net, options.classes)]
     return {"method": method, "steps": result.steps, "seconds": result.seconds, "nets": rows}
