@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from sartor import methods
 from sartor.errors import UserError
 from sartor.layers.blocks import Block
+from sartor.recipes.checkpoint import load_checkpoint
 from sartor.recipes.cost_term import Cost
 
 from .small import blobs, cell_net, elastic_net
@@ -64,7 +66,12 @@ def test_bignas_selects_from_coarse_to_fine_and_may_check_its_ranking() -> None:
     assert len(fine) >= 1 and result.metrics["accuracy"] == max(t.metrics["accuracy"] for t in result.trials)
 
 
-def test_bignas_starts_residual_blocks_as_the_identity() -> None:
+def test_bignas_has_its_schedule_for_long_budgets_and_starts_residual_blocks_as_the_identity(tmp_path: Path) -> None:
+    for budget, schedule in (({"epochs": 100}, "exponential"), ({"epochs": 1}, None), ({"steps": 2}, None)):
+        file = tmp_path / f"{schedule}-{next(iter(budget))}.safetensors"
+        methods.bignas(elastic_net(), blobs(), evaluations=2, coarse=1, batch=64, random_nets=0, checkpoint=file, **budget)
+        settings = load_checkpoint(file)[1]["settings"]
+        assert settings.get("schedule") == schedule and settings.get("floor", 0.0) == (0.05 if schedule else 0.0)
     result = methods.bignas(elastic_net(), blobs(), evaluations=4, coarse=2, steps=2, batch=16, lr=1e-3)
     residual = [m for m in result.net.modules() if isinstance(m, Block) and m.residual]
     assert residual and all(0 < b.project.bn.weight.abs().max() < 0.1 for b in residual)
