@@ -15,6 +15,7 @@ import torch
 from sartor.arch import Arch
 from sartor.benchmarks.nasbench201 import OPS
 from sartor.data import Dataset, Split
+from sartor.errors import UserError
 from sartor.layers.partial import PartialChannels
 from sartor.methods import METHODS, darts, darts_plus, drnas, fair_darts, gdas, p_darts, pc_darts, robust_darts, snas
 from sartor.policies import Dirichlet, Gumbel, Policy, Sigmoid, Softmax
@@ -247,21 +248,65 @@ def test_notes_say_where_a_modifier_does_not_apply(data: Dataset) -> None:
     assert "skip dropout" in skip_dropout_if_possible(begun)[1][0]
 
 
-@pytest.mark.parametrize("name", ["pc-darts", "p-darts", "drnas", pytest.param("robust-darts", marks=pytest.mark.slow)])
+def few() -> Dataset:
+    rng = np.random.default_rng(0)
+    split = Split(rng.normal(size=(24, 1, 8, 8)).astype(np.float32), np.arange(24) % 2, np.zeros(1), np.ones(1))
+    return Dataset("few", split, split, split, ("a", "b"), np.zeros(1), np.ones(1))
+
+
+@pytest.mark.parametrize(
+    "name", ["pc-darts", "p-darts", "drnas", "fair-darts", "fbnet", pytest.param("robust-darts", marks=pytest.mark.slow)]
+)
 def test_methods_search_the_darts_space_by_its_own_rule(name: str) -> None:
     """What is derived has two inputs a node and no `none`, though the mixtures had all edges and all operations."""
     from sartor.spaces.darts import RELAXED, SPACE, DartsNet
 
-    rng = np.random.default_rng(0)
-    split = Split(rng.normal(size=(24, 1, 8, 8)).astype(np.float32), np.arange(24) % 2, np.zeros(1), np.ones(1))
     begun = DartsNet((1, 8, 8), 2, channels=4, cells=3)
-    result = METHODS[name](
-        begun, Dataset("few", split, split, split, ("a", "b"), np.zeros(1), np.ones(1)), steps=1 if name == "robust-darts" else 3, batch=8
-    )
+    result = METHODS[name](begun, few(), steps=1 if name == "robust-darts" else 3, batch=8)
     assert result.arch in SPACE
     assert set(result.trajectory[0].strengths) == set(RELAXED.choices)
     assert begun.fast and result.net.fast, "the plain form is for the eigenvalue alone"
     assert (name != "robust-darts") or result.trajectory[0].eigenvalue is not None
+    if name == "drnas":  # without `none`, of which no architecture has any, half of eight are four of seven
+        assert all("none" not in [RELAXED.choices[n][i] for i in allowed] for n, allowed in result.policy.space.allowed.items())
+        assert {len(allowed) for allowed in result.policy.space.allowed.values()} == {4}
+    if name == "p-darts":
+        assert len(result.net.cells) == 10 and result.notes == ()  # 17/5 of three
     if name == "pc-darts":
         assert {cell.k for cell in result.net.cells} == {4}
         assert len(result.policy._groups) == 8
+
+
+@pytest.mark.parametrize("name", ["enas", "proxylessnas-reinforce", "proxylessnas"])
+def test_methods_on_single_paths_search_the_darts_space_with_a_cost(name: str) -> None:
+    from sartor.recipes.cost_term import Cost
+    from sartor.recipes.doctor import diagnose
+    from sartor.spaces.darts import SPACE, DartsNet
+
+    begun = DartsNet((1, 8, 8), 2, channels=4, cells=3)
+    cost = Cost.of_params(begun.space, begun.factors())
+    target = 0.6 * float(cost(begun.largest))
+    limit = {} if name == "proxylessnas" else {"target": target}
+    for settings in ({}, {"cost": cost, **limit}):
+        result = METHODS[name](begun, few(), steps=3, batch=8, **settings)
+        assert result.arch in SPACE and all(s.arch in SPACE for s in result.trajectory)
+        assert begun.extract(result.arch)(torch.zeros(2, 1, 8, 8)).shape == (2, 2)
+        diagnose(result.trajectory, begun.space)
+    assert not limit or float(cost(result.arch)) <= target
+
+
+def test_p_darts_says_that_a_network_cannot_be_deepened_and_checks_its_stages() -> None:
+    from .small import blobs, elastic_net
+
+    result = p_darts(elastic_net(), blobs(), steps=3, batch=16)
+    assert any("cannot be deepened" in note for note in result.notes)
+    with pytest.raises(UserError, match="same stages, got 3 and 1"):
+        p_darts(net(), blobs(), dropout=(0.0,), steps=3)
+
+
+def test_drnas_has_one_learning_rate_schedule_over_its_stages(data: Dataset, tmp_path: Path) -> None:
+    from sartor.recipes.checkpoint import load_checkpoint
+
+    drnas(net(), data, steps=20, batch=16, checkpoint=tmp_path / "search.safetensors")
+    rates = [[row["lr"] for row in load_checkpoint(tmp_path / f"search-stage{n}.safetensors")[1]["rows"]] for n in (1, 2)]
+    assert rates[0][-1] == pytest.approx(0.05, abs=0.01) and rates[1][0] < rates[0][-1] and rates[1][-1] < 0.001

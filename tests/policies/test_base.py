@@ -88,6 +88,15 @@ def test_softmax_runs_its_probabilities_and_settled_choices_hold_an_index() -> N
     assert all(not w.requires_grad for row in policy.sample_weights().values() if isinstance(row, dict) for w in row.values())
 
 
+def test_an_edge_with_many_open_gates_is_not_weaker_for_it() -> None:
+    policy = Sigmoid(Space({"a": ("x", "y", "z"), "b": ("x", "y", "z")}))
+    with torch.no_grad():
+        policy.alpha.copy_(torch.tensor([[3.0, 3.0, 2.9], [-1.0, -5.0, -5.0]]))
+    strengths = {name: row for name, row in policy.strengths().items() if not isinstance(row, int)}
+    assert strengths["a"][0] == pytest.approx(0.9526, abs=1e-4) and strengths["b"][0] == pytest.approx(0.2689, abs=1e-4)
+    assert policy.expected()["a"][0] < 0.35 < policy.expected()["b"][0]  # as a distribution each gate has its share of the sum
+
+
 def test_sigmoid_gates_are_independent_of_each_other() -> None:
     policy = policy_of(Sigmoid, Space({"a": ("x", "y", "z")}), 0)
     before = policy.sample()["a"]

@@ -117,6 +117,33 @@ def test_weights_and_architecture_see_different_images(monkeypatch: pytest.Monke
     assert not seen[True] & seen[False]
 
 
+def test_steps_of_the_architecture_may_be_fewer_and_lose_no_images() -> None:
+    class Counted:
+        taken = 0
+
+        def __call__(self, loss: torch.Tensor, mixture: Any) -> torch.Tensor:
+            return loss
+
+        def update(self, mixture: Any) -> None:
+            self.taken += 1
+
+    class Seen(TinyNet):
+        def forward(self, x: torch.Tensor, arch: Any, drop_path: float = 0.0) -> torch.Tensor:
+            self.batches = [*getattr(self, "batches", []), x.detach().clone()]
+            return super().forward(x, arch, drop_path)
+
+    validated = []
+    for every, steps, taken in ((1, 3, 3), (4, 9, 3), (4, 8, 2)):
+        term, net = Counted(), Seen()
+        run(Softmax(net.space), net, steps=steps, every=every, terms=[term])
+        assert term.taken == taken
+        first = [i * (every + 1) for i in range(taken)]  # an architecture step comes before that of the weights
+        validated.append([net.batches[i] for i in first])
+    assert all(torch.equal(a, b) for a, b in zip(validated[0], validated[1], strict=True)), "one batch after the other"
+    with pytest.raises(UserError, match="every="):
+        run(Softmax(TinyNet().space), every=2, joint=True)
+
+
 def test_joint_search_follows_the_gradient_of_one_loss() -> None:
     net = TinyNet()
     policy = Softmax(net.space)

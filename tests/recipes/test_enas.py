@@ -72,6 +72,34 @@ def test_turns_may_come_within_epochs_and_after_a_warm_up() -> None:
     assert net.kinds == [True] * 4 + [False] + [True] * 2 + [False] + [True] * 2
 
 
+def test_an_update_may_have_one_batch_and_a_baseline_that_knows_its_rewards() -> None:
+    """ProxylessNAS: with a baseline of this update alone, rewards that are all the same teach nothing, whatever came before."""
+
+    class Alike(TinyNet):
+        def forward(self, x: torch.Tensor, arch: Any, drop_path: float = 0.0) -> torch.Tensor:
+            return super().forward(x, self.largest, drop_path)
+
+    seen: list[float] = []
+
+    def reward(arch: Arch, accuracy: float) -> float:
+        seen.append(accuracy)
+        return accuracy
+
+    def moved(**how: Any) -> bool:
+        seen.clear()
+        net, learning = Alike(), PolicyGradient(lr=0.02, steps=4, draws=3, candidates=0, entropy=0.0, **how)
+        policy = Softmax(net.space)
+        before = policy.alpha.detach().clone()
+        search_reinforce(net, policy, tiny_data(80), steps=8, batch=8, learning=learning, share=0.5, reward=reward)
+        return not torch.equal(before, policy.alpha)
+
+    assert not moved(one_batch=True, current=True, decay=0.0)
+    assert all(len(set(seen[i : i + 3])) == 1 for i in range(0, len(seen), 3)) and len(set(seen)) > 1
+    assert moved(one_batch=True, current=False, decay=0.0)  # compared with the update before
+    assert moved(one_batch=False, current=True, decay=0.0)
+    assert any(len(set(seen[i : i + 3])) > 1 for i in range(0, len(seen), 3))
+
+
 def test_the_policy_finds_what_is_rewarded() -> None:
     net = TinyNet()
     policy = Controller(net.space, hidden=16, seed=1)

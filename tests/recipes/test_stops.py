@@ -61,11 +61,16 @@ def test_a_rising_eigenvalue_returns_to_before_it_rose() -> None:
     flat = [epoch(n, eigenvalue=0.3) for n in range(1, 10)]
     assert all(stop(flat[:n]) is None for n in range(1, 10))
     risen = [*flat, *(epoch(9 + n, eigenvalue=0.3 + 0.2 * n) for n in range(1, 4))]
-    # means over epochs 8-12 and 3-7: (0.3 + 0.3 + 0.5 + 0.7 + 0.9) / 5 = 0.54, 0.3; 0.3 / 0.54 = 0.556
-    verdict = stop(risen)
-    assert verdict is not None and verdict.epoch == 7
-    assert stop(risen[2:]) is not None and rising_eigenvalue(0.75, 5, first=11)(risen) is None  # the last mean is that around epoch 10
-    assert stop([replace(e, eigenvalue=-0.3) if e.epoch < 9 else e for e in risen]) is None
-    assert rising_eigenvalue(0.55, 5)(risen) is None
+    # means around epochs 10 and 5: (0.3 + 0.3 + 0.5 + 0.7 + 0.9) / 5 = 0.54, 0.3; 0.3 / 0.54 = 0.556
+    assert stop(risen) is None, "epoch 5 is too early to return to"
+    assert (verdict := rising_eigenvalue(0.75, 5, first=5)(risen)) is not None and verdict.epoch == 5
+    assert rising_eigenvalue(0.75, 5, first=6)(risen) is None and rising_eigenvalue(0.75, 5, first=5)(risen[2:]) == verdict
+    assert rising_eigenvalue(0.75, 5, first=5)([replace(e, eigenvalue=-0.3) if e.epoch < 9 else e for e in risen]) is None
+    assert rising_eigenvalue(0.55, 5, first=5)(risen) is None
+    later = [epoch(n, eigenvalue=0.3 if n < 20 else 1.0) for n in range(1, 21)]  # the mean around 18 is 0.44, around 13 0.3
+    assert all(stop(later[:n]) is None for n in range(20))
+    verdict = stop(later)
+    assert verdict is not None and verdict.epoch == 13
+    risen = later
     assert any_of(stable_ranking(LEARNED, 50), stop)(risen) == verdict
     assert any_of(stable_ranking(LEARNED, 50))(risen) is None

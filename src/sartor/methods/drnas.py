@@ -22,7 +22,8 @@ def drnas(
 
     Sections 3.2 and 3.3 and 4.1, and the authors' code: concentration elu(alpha) + 1, KL anchor of weight 1e-3 in place of weight decay
     (the code's default is an L2 of that weight), two stages of 25 epochs, the first 10 of each of weights alone, with 1/6 and 1/3 of the
-    channels and all, then half of the candidates; batches of 64, SGD from 0.1 to 0, Adam at 6e-4. On NAS-Bench-201 the authors take stages
+    channels and all, then half of the candidates; batches of 64, SGD from 0.1 to 0 by one cosine over the stages, Adam at 6e-4 (both begin
+    anew in each). On NAS-Bench-201 the authors take stages
     of 50 epochs, k = (4, 2), five and three candidates, 0.025 to 0.001 and 3e-4. The weights of a stage start from those of the stage
     before where the two overlap.
 
@@ -43,6 +44,8 @@ def drnas(
         architecture=parts.Adam(lr=6e-4, weight_decay=0.0),
     )
     space = parts.relaxed_space(net)[0]
+    if not any(net.space.choices[name][i] == "none" for name, allowed in net.space.allowed.items() for i in allowed):
+        space = parts.without(space, "none")  # as in the authors' code for the space of DARTS, which derives no `none`
     results: list[SearchResult] = []
     for stage, part in enumerate(k):
         partial, notes = parts.partial_if_possible(net, part)
@@ -54,6 +57,7 @@ def drnas(
         if results:
             parts.carry_over(results[-1].policy, policy)
         staged = parts.stage_settings(paper, stage, len(k))
+        staged["weights"] = parts.replace(paper["weights"], part=(stage / len(k), (stage + 1) / len(k)))
         staged["terms"] = [*staged.get("terms", ()), parts.Anchor(policy, anchor)]
         results.append(parts.search(net, begun, policy, data, *notes, **staged))
     return parts.joined(results)

@@ -218,4 +218,13 @@ def lifted(space: Space, mixture: Strengths, *, normalised: bool = False) -> dic
     return found
 
 
-__all__ = ["derivation_within", "goal_limit", "lifted", "limited"]
+def priced(net: Any, term: Any) -> Any:
+    """A cost term over the choices of `net.space` for a policy that may mix over the network's relaxed choices."""
+    from sartor.recipes.cost_term import Lifted
+
+    if getattr(net, "relaxed", None) is None:
+        return term
+    return Lifted(term, lambda mixture: lifted(net.space, mixture, normalised=True))
+
+
+__all__ = ["derivation_within", "goal_limit", "lifted", "limited", "priced"]

@@ -11,7 +11,7 @@ from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.goals import Goals, Limit, parse_limit
 from sartor.methods.limits import derivation_within
-from sartor.methods.parts import BUDGETS, copied, relaxed_space, with_defaults
+from sartor.methods.parts import BUDGETS, copied, with_defaults
 from sartor.predictors.accuracy import fit
 from sartor.recipes.bilevel import SearchResult
 from sartor.recipes.cost_term import Cost, mnasnet_reward
@@ -148,7 +148,7 @@ def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, sa
 def limited_reward(
     net: Any, cost: Cost | None, target: float | None, exponent: float
 ) -> tuple[Callable[[Mapping[str, Any]], Arch] | None, Accept | None, Callable[[Arch, float], float] | None]:
-    """(derive, accept, reward) of a search by reward: all None without a cost.
+    """(derive, accept, reward) of a search by reward, whose policy draws from `net.space`: all None without a cost.
 
     Raises:
         UserError: for one of cost and target without the other, and a target out of reach.
@@ -156,9 +156,9 @@ def limited_reward(
     if (cost is None) != (target is None):
         raise UserError("a cost and a target go together: give both, or neither")
     if cost is None or target is None:
-        return getattr(net, "derive", None), None, None
+        return None, None, None
     bound, limit = cost, target
-    derive = derivation_within(relaxed_space(net)[0], cost, target, fill=0.0)
+    derive = derivation_within(net.space, cost, target, fill=0.0)
     derive({})  # out of reach: say so now
     return derive, lambda arch: float(bound(arch)) <= limit, mnasnet_reward(cost, target, exponent=exponent)
 

@@ -21,8 +21,11 @@ def pc_darts(net: Any, data: SearchData, *, k: int = 4, **settings: Any) -> Sear
     """
     from sartor.methods import parts
 
-    policy = parts.make_policy(parts.Softmax, net, edges=parts.incoming_edges(net), seed=settings.get("seed", 0))
+    edges = parts.incoming_edges(net)
+    policy = parts.make_policy(parts.Softmax, net, edges=edges, seed=settings.get("seed", 0))
     partial, notes = parts.partial_if_possible(net, k)
+    if edges is None:
+        notes = (*notes, f"{type(net).__name__} names no edges that enter a node (`incoming`): the search runs without edge normalisation")
     paper = parts.with_defaults(
         settings,
         epochs=50,

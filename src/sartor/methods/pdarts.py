@@ -25,14 +25,22 @@ def p_darts(
     of 96; SGD from 0.025 to 0, Adam at 6e-4; at most two skip connections in the derived normal cell.
 
     Args:
-        net: a searchable network; every stage begins with a copy of it, unless `deepen` is given.
+        net: a searchable network. The first stage begins with a copy of it, the others with networks of 11/5 and 17/5 as many cells, if
+            it can be `deepened(factor)` as those of the spaces `darts` and `nasbench201`; otherwise with copies, and a note says so.
         deepen: stage number (from 0) -> the network of that stage, with the same choices.
         candidates: share of the options of every edge in each stage.
         dropout: initial rate on skip connections in each stage; it decays within the stage.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`; the budget is that of all stages.
+
+    Raises:
+        UserError: for `candidates` and `dropout` of different lengths.
     """
+    from sartor.errors import UserError
     from sartor.methods import parts
 
+    if len(candidates) != len(dropout):
+        raise UserError(f"expected candidates= and dropout= for the same stages, got {len(candidates)} and {len(dropout)}")
+    deeper, shallow = (deepen, ()) if deepen is not None else _deepening(net, settings.get("seed", 0))
     paper = parts.with_defaults(
         settings,
         epochs=25 * len(candidates),
@@ -43,13 +51,30 @@ def p_darts(
     )
     space, results = parts.relaxed_space(net)[0], []
     for stage, rate in enumerate(dropout):
-        begun = parts.fixed_norms(net if deepen is None else deepen(stage))
+        begun = parts.fixed_norms(deeper(stage))
         begun, notes = parts.skip_dropout_if_possible(begun)
         policy = parts.make_policy(parts.Softmax, net, space=space, seed=paper.get("seed", 0))
         schedule = parts.decaying_skip_dropout(rate, paper["weights_only"])
         staged = {**parts.stage_settings(paper, stage, len(candidates)), "drop_path": schedule}
-        results.append(parts.search(net, begun, policy, data, *notes, **staged))
+        results.append(parts.search(net, begun, policy, data, *notes, *shallow, **staged))
         if stage + 1 < len(candidates):
             space = parts.keep_candidates(policy, candidates[stage + 1])
     derive = parts.limit_skips(parts.derivation(net), net.space, most_skips, among=parts.normal_cell)
     return parts.joined(results, derive(policy.strengths()))
+
+
+def _deepening(net: Any, seed: int) -> tuple[Callable[[int], Any], tuple[str, ...]]:
+    """The network of each stage, of 5, 11, 17 cells or as many times the cells that there are; a note where that cannot be."""
+    import torch
+
+    if not hasattr(net, "deepened"):
+        return lambda stage: net, (f"{type(net).__name__} cannot be deepened: all stages have the same depth",)
+
+    def deeper(stage: int) -> Any:
+        if not stage:
+            return net
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + stage)
+            return net.deepened(1 + 6 / 5 * stage)
+
+    return deeper, ()

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def robust_darts(net: Any, data: SearchData, *, ratio: float = 0.75, window: int = 5, **settings: Any) -> SearchResult:
     """DARTS that watches the dominant eigenvalue of the validation loss's Hessian in the architecture, and returns to before it rose.
 
-    Section 4.1: averaged over `window` = 5 epochs, from epoch 10 on; the search ends when the average `window` epochs ago is below
-    `ratio` = 0.75 of today's.
+    Section 4.3: averaged over `window` = 5 epochs; the search ends when the average around the epoch `window` ago is below `ratio` = 0.75
+    of today's, and returns to that epoch, which is the tenth or a later one.
 
     Args:
         net: a searchable network; it is copied.

@@ -93,6 +93,10 @@ class Policy(nn.Module):
         """
         return self.probabilities(), self.mask
 
+    def merits(self) -> Tensor:
+        """By what options are compared when an architecture is derived `(choices, options)`: the probabilities."""
+        return self.probabilities()
+
     def updated(self) -> None:
         """Called after every step of the architecture optimiser."""
 
@@ -113,9 +117,9 @@ class Policy(nn.Module):
         return self.mixture(self.probabilities(), self.mask)
 
     def strengths(self) -> dict[str, int | dict[int, float]]:
-        """Weight of every option in the expected forward pass, edge weights included, as numbers: what an architecture is derived from."""
+        """:meth:`merits` of every option, edge weights included, as numbers: what an architecture is derived from."""
         with torch.no_grad():
-            rows = self._scaled(self.probabilities()).tolist()
+            rows = self._scaled(self.merits()).tolist()
         return {
             name: {i: rows[self.row[name]][i] for i in allowed} if name in self.row else allowed[0]
             for name, allowed in self.space.allowed.items()

@@ -22,5 +22,9 @@ class Sigmoid(Policy):
         gates = self.gates()
         return gates / gates.sum(1, keepdim=True)
 
+    def merits(self) -> Tensor:
+        """The gates themselves, as in the authors' code: an edge is not weaker for having many that are open."""
+        return self.gates()
+
     def weights(self, generator: torch.Generator | None, fraction: float) -> tuple[Tensor, Tensor]:
         return self.gates(), self.mask

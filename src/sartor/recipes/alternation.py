@@ -71,6 +71,7 @@ class Alternation:
     order: int
     joint: bool
     weights_only: float
+    every: int
     terms: Sequence[Term]
     stops: Sequence[Stop]
     drop_path: Callable[[float], float]
@@ -99,7 +100,7 @@ class Alternation:
         rate = self.drop_path(moment.fraction)
         if self.joint and searching:
             return self._joint_step(x, y, moment, rate)
-        if searching:
+        if searching and moment.step % self.every == 0:
             self._architecture_step(x, y, moment, rate)
         mixture = self.policy.sample_weights(torch.default_generator, fraction=moment.fraction)
         logits = self.net(x, mixture, rate)
@@ -178,10 +179,11 @@ class Alternation:
                 term.update(mixture)
 
     def _validation_batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The architecture step's batch with this number, whatever was read before."""
-        if self._stream is None or self._next != step:
-            self._stream = self.batches(step)
-        self._next = step + 1
+        """The batch of the architecture step that goes with this step of the weights, whatever was read before."""
+        number = step // self.every
+        if self._stream is None or self._next != number:
+            self._stream = self.batches(number)
+        self._next = number + 1
         images, labels = next(self._stream)
         x = torch.from_numpy(images)
         return (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), torch.from_numpy(labels)

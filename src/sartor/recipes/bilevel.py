@@ -82,6 +82,7 @@ def search_bilevel(
     joint: bool = False,
     share: float = 0.5,
     weights_only: float = 0.0,
+    every: int = 1,
     terms: Sequence[Term] = (),
     stops: Sequence[Stop] = (),
     eigenvalue: bool = False,
@@ -107,6 +108,7 @@ def search_bilevel(
         order: 1 takes the weights as they are (xi = 0 in DARTS), 2 unrolls one step of them.
         joint: one loss on all images for both, without division.
         weights_only: share of the budget, at its start, in which the architecture rests.
+        every: weight steps to one step of the architecture.
         terms: applied to the loss of the architecture step, in order.
         stops: asked after every epoch; the first verdict ends the search.
         eigenvalue: measure the curvature of the validation loss after every epoch, for :func:`sartor.recipes.stops.rising_eigenvalue`.
@@ -118,7 +120,7 @@ def search_bilevel(
     Raises:
         UserError: on bad settings, a diverged loss (nothing bad is saved), or a foreign checkpoint.
     """
-    _check(order, joint, share, weights_only, architecture)
+    _check(order, joint, share, weights_only, every, architecture)
     for_weights, for_architecture = (data.train, data.train) if joint else _divide(data.train, share, seed)
     per_epoch = steps_per_epoch(for_weights, batch)
 
@@ -134,6 +136,7 @@ def search_bilevel(
         order=order,
         joint=joint,
         weights_only=weights_only,
+        every=every,
         terms=terms,
         stops=stops,
         drop_path=drop_path or (lambda fraction: 0.0),
@@ -159,6 +162,7 @@ def search_bilevel(
             "joint": joint,
             "share": share,
             "weights_only": weights_only,
+            **({"every": every} if every > 1 else {}),
             "architecture": [architecture.lr, *architecture.betas, architecture.weight_decay],
         },
         checkpoint=checkpoint,
@@ -175,11 +179,13 @@ def search_bilevel(
     return SearchResult(arch, tuple(state.trajectory), trace.step, trace.seconds, stopped, net, policy)
 
 
-def _check(order: int, joint: bool, share: float, weights_only: float, architecture: Adam) -> None:
+def _check(order: int, joint: bool, share: float, weights_only: float, every: int, architecture: Adam) -> None:
     if order not in (1, 2):
         raise UserError(f"order= must be 1 or 2, got {order}")
     if joint and order == 2:
         raise UserError("a joint search has one loss and no unrolled step; use order=1 or joint=False")
+    if every < 1 or (joint and every > 1):
+        raise UserError(f"every= must be 1 or more, and 1 in a joint search, whose one loss moves both; got {every}")
     if not 0.0 < share < 1.0:
         raise UserError(f"share= must be between 0 and 1, got {share}: it is the weights' part of the training images")
     if not 0.0 <= weights_only < 1.0:

@@ -40,9 +40,11 @@ class PolicyGradient:
     Args:
         lr, betas: of Adam; 0.00035 in ENAS (section 3.1).
         steps: updates of the policy in each of its turns.
-        draws: architectures an update, whose gradients are averaged; each is rewarded on a batch of its own.
+        draws: architectures an update, whose gradients are averaged.
+        one_batch: reward all draws of an update on the same batch, instead of one each.
         entropy: weight of the policy's entropy in nats; 1e-4 in ENAS.
-        decay: of the moving-average baseline; 0.99 in the authors' code.
+        decay: of the moving-average baseline: what stays of it; 0.99 in the code of ENAS.
+        current: whether the baseline has taken in an update's rewards before they are compared with it, or after.
         every: weight steps between two turns; None for one epoch, as in ENAS.
         candidates: architectures drawn at the end of each epoch, of which the one with the highest reward on one batch is derived (ENAS,
             section 2.2, "deriving architectures"); 0 for the policy's mode.
@@ -56,6 +58,8 @@ class PolicyGradient:
     every: int | None = None
     candidates: int = 10
     betas: tuple[float, float] = (0.9, 0.999)
+    one_batch: bool = False
+    current: bool = False
 
     def __post_init__(self) -> None:
         fine = self.lr > 0 and self.steps >= 1 and self.draws >= 1 and self.entropy >= 0 and 0 <= self.decay < 1 and self.candidates >= 0
@@ -230,14 +234,18 @@ class _Turns:
     def _turn(self, step: int) -> None:
         """`steps` updates of the policy with the weights at rest (section 2.2, "training the controller parameters")."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + 7919 * step + 1) % 2**63)
-        stream_ = self.batches(self.turns * self.learning.steps * self.learning.draws)
-        for _ in range(self.learning.steps):
-            archs = [self.policy.draw(generator) for _ in range(self.learning.draws)]
-            rewards = [self.reward(arch, self._accuracy(arch, next(stream_))) for arch in archs]
+        how = self.learning
+        stream_ = self.batches(self.turns * how.steps * (1 if how.one_batch else how.draws))
+        for _ in range(how.steps):
+            archs = [self.policy.draw(generator) for _ in range(how.draws)]
+            batches = [next(stream_)] * len(archs) if how.one_batch else [next(stream_) for _ in archs]
+            rewards = [self.reward(arch, self._accuracy(arch, batch)) for arch, batch in zip(archs, batches, strict=True)]
             mean = math.fsum(rewards) / len(rewards)
             if not math.isfinite(mean):
                 raise UserError(f"a reward is not finite ({rewards}); check reward=")
-            baseline = mean if self.baseline is None else self.baseline
+            before = mean if self.baseline is None else self.baseline
+            self.baseline = how.decay * before + (1 - how.decay) * mean
+            baseline = self.baseline if how.current else before
             loss = policy_loss(self.policy, archs, [r - baseline for r in rewards], self.learning.entropy)
             self.optimiser.zero_grad(set_to_none=True)
             gradients = torch.autograd.grad(loss, list(self.named.values()), allow_unused=True)
@@ -245,7 +253,6 @@ class _Turns:
                 parameter.grad = gradient
             self.optimiser.step()
             self.policy.updated()
-            self.baseline = self.learning.decay * baseline + (1 - self.learning.decay) * mean
         self.turns += 1
 
     @torch.no_grad()

@@ -43,6 +43,7 @@ class Optimisation:
         floor: share of the peak learning rate at which the cosine ends, and below which the exponential decay does not go.
         nesterov: Nesterov's momentum instead of the classical one.
         schedule: "cosine" or "exponential", see :mod:`sartor.recipes.schedule`.
+        part: beginning and end of the part of the schedule that this training has, for one schedule over several trainings.
     """
 
     lr: float = 0.1
@@ -54,6 +55,7 @@ class Optimisation:
     floor: float = 0.0
     nesterov: bool = True
     schedule: str = "cosine"
+    part: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         checks = {
@@ -64,6 +66,7 @@ class Optimisation:
             "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "positive or None"),
             "ema": (self.ema is None or 0 < self.ema < 1, "in (0, 1) or None"),
             "floor": (0 <= self.floor <= 1, "in [0, 1]"),
+            "part": (0 <= self.part[0] < self.part[1] <= 1, "two numbers that rise, in [0, 1]"),
             "schedule": (self.schedule in SCHEDULES, " or ".join(SCHEDULES)),
         }
         for name, (fine, wanted) in checks.items():
@@ -72,8 +75,9 @@ class Optimisation:
 
     def settings(self) -> dict[str, Any]:
         """JSON-spelled; the settings that came later are left out at their defaults, so that older checkpoints still agree."""
-        later = {"floor": 0.0, "nesterov": True, "schedule": "cosine"}
-        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+        later = {"floor": 0.0, "nesterov": True, "schedule": "cosine", "part": (0.0, 1.0)}
+        known = {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
 
 
 class Companion(Protocol):
@@ -248,8 +252,10 @@ class Loop:
     def _step(self, images: np.ndarray, labels: np.ndarray) -> None:
         trace, o = self.trace, self.optimisation
         fraction = self.budget.fraction(trace.step, trace.seconds)
+        begin, end = o.part
+        at = begin + (end - begin) * min(fraction + self._half_step(), 1.0)
         for group in self.optimiser.param_groups:
-            group["lr"] = o.lr * SCHEDULES[o.schedule](fraction + self._half_step(), warmup=o.warmup, floor=o.floor)
+            group["lr"] = o.lr * SCHEDULES[o.schedule](at, warmup=o.warmup, floor=o.floor)
         torch.default_generator.manual_seed((self.seed * 1_000_003 + trace.step) % 2**63)
         rng = np.random.default_rng([self.seed, 1, trace.step])
         if self.mixup:

@@ -120,7 +120,7 @@ def evolve(explore: Exploration, searcher: Searcher, budget: int, *, batch: int 
 def coarse_to_fine(explore: Exploration, space: Space, *, coarse: int, fine: int, rate: float = 0.1, seed: int = 0) -> Trial:
     """A grid in which all choices of a kind take the same relative size, then mutations of its best point.
 
-    Yu et al. 2020, "BigNAS: Scaling up neural architecture search with big single-stage models", section 3.4: coarse skeletons first
+    Yu et al. 2020, "BigNAS: Scaling up neural architecture search with big single-stage models", section 3.2: coarse skeletons first
     (depth, width, kernel and resolution, each alike over the network), then variations of the best one within the limits.
 
     Args:

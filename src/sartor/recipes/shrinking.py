@@ -37,6 +37,7 @@ _PHASES: dict[str, tuple[int, tuple[tuple[float, float], ...]]] = {
     "width": (4, ((25.0, 0.031), (120.0, 0.092))),
 }
 _LARGEST_EPOCHS = 180.0
+RESOLUTION = "resolution"  # the choice of a space that scales its pictures
 _PAPER_EPOCHS = 590.0  # of all stages together
 
 
@@ -248,18 +249,22 @@ def _probes(space: Space, seed: int, count: int = 3) -> list[Arch]:
 
 
 def _compute(net: nn.Module, teacher: nn.Module | None, stage: Stage, label_smoothing: float, distillation: float, arithmetic: str) -> Any:
-    """Forward and backward of one step of a stage."""
+    """Forward and backward of one step of a stage. Teacher and sub-nets see the batch at one size, drawn with the step, as in the authors'
+    code."""
     largest = _top(stage.space, {n: 1 for n, allowed in stage.space.allowed.items() if _sized(stage.space, n) and len(allowed) > 1})
+
+    sizes = stage.space.allowed.get(RESOLUTION, ())
 
     def compute(x: Tensor, y: Tensor, moment: Moment) -> float:
         soft = None
+        size = {RESOLUTION: int(moment.rng.choice(sizes))} if len(sizes) > 1 else {}
         if teacher is not None and distillation:
             # The teacher is the largest network; kinds of block, of which none is the largest, are drawn with the step.
             with torch.no_grad():
-                soft = soft_targets(forward(arithmetic, teacher, x, largest.sample(moment.rng)))
+                soft = soft_targets(forward(arithmetic, teacher, x, Arch({**largest.sample(moment.rng), **size})))
         total = 0.0
         for _ in range(stage.nets):
-            logits = forward(arithmetic, net, x, stage.space.sample(moment.rng))
+            logits = forward(arithmetic, net, x, Arch({**stage.space.sample(moment.rng), **size}))
             loss = classification_loss(logits, as_target(y), label_smoothing=label_smoothing)
             if soft is not None:
                 loss = loss + distillation * distillation_loss(logits, soft)

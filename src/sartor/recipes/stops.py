@@ -70,12 +70,12 @@ def stable_ranking(space: Space, epochs: int = 10, *, without: Collection[str] =
 
 
 def rising_eigenvalue(ratio: float = 0.75, window: int = 5, first: int = 10) -> Stop:
-    """End when the dominant eigenvalue of the validation loss's Hessian in the architecture parameters grows fast; take the epoch `window`
-    before, when the minimum was still flat.
+    """End when the dominant eigenvalue of the validation loss's Hessian in the architecture parameters grows fast; take the epoch from
+    which it grew, when the minimum was still flat.
 
-    Zela et al. 2020, "Understanding and robustifying differentiable architecture search", section 4.1: stop at epoch i if
-    ``mean(i - k) / mean(i) < ratio``, where mean(i) is the eigenvalue averaged over the `window` epochs around i, and k = `window`. As in
-    the authors' code, not for an i before epoch `first`.
+    Zela et al. 2020, "Understanding and robustifying differentiable architecture search", section 4.3: if
+    ``mean(i - k) / mean(i) < ratio``, where mean(i) is the eigenvalue averaged over the `window` epochs around i and k = `window`, return
+    to epoch i - k. As in the authors' code, not to one before `first`.
     """
 
     def stop(trajectory: Sequence[Snapshot]) -> Verdict | None:
@@ -84,12 +84,13 @@ def rising_eigenvalue(ratio: float = 0.75, window: int = 5, first: int = 10) -> 
             return None
         values = [float(e.eigenvalue) for e in measured if e.eigenvalue is not None]
         now, before = sum(values[-window:]) / window, sum(values[-2 * window : -window]) / window
+        back = measured[-1 - window // 2 - window].epoch
         # A curvature that was negative has no ratio.
-        if measured[-1 - window // 2].epoch < first or now <= 0 or before <= 0 or before / now >= ratio:
+        if back < first or now <= 0 or before <= 0 or before / now >= ratio:
             return None
         return Verdict(
             f"the dominant eigenvalue of the architecture's Hessian rose from {before:.3g} to {now:.3g} in {window} epochs",
-            measured[-1 - window].epoch,
+            back,
         )
 
     return stop

@@ -179,6 +179,11 @@ class DartsNet(Net):
         twin.drops_skips = self.drops_skips
         return twin.train(self.training)
 
+    def deepened(self, factor: float) -> DartsNet:
+        """A new network of so many times the cells (Chen et al. 2019, P-DARTS, section 3.2)."""
+        cells = round(factor * len(self.cells))
+        return DartsNet(self.input_shape, self.classes, channels=self.channels, cells=cells, k=self.k, fast=self.fast)
+
     def skip_dropout(self) -> DartsNet:
         """A copy whose identities drop out at the rate `drop_path` (Chen et al. 2019, P-DARTS, section 3.3)."""
         twin = copy.deepcopy(self)

@@ -180,6 +180,10 @@ class NasBench201(Net):
 
         return factors(live, self.input_shape, self.classes, channels=self.channels, cells=self.cells)
 
+    def deepened(self, factor: float) -> NasBench201:
+        """A new network of so many times the cells in each stage (Chen et al. 2019, P-DARTS, section 3.2)."""
+        return NasBench201(self.input_shape, self.classes, channels=self.channels, cells=round(factor * self.cells))
+
     def published(self, arch: Mapping[str, int]) -> nn.Module:
         """The plain network as the benchmark trained it, dead edges included: its parameters are those of the table. Weights are copies."""
         found = self.space.canonical(arch)
