@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from sartor import pareto
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
 from sartor.goals import Goals
+from sartor.predictors.kernel import KernelModel
 from sartor.run import search
 from sartor.searchers import NSGA2
-from sartor.searchers.linas import Linas
+from sartor.searchers.linas import Linas, significant
 from sartor.trial import Proposal, Trial
 
 SPACE = Space({f"c{i}": list(range(5)) for i in range(8)})
@@ -32,6 +35,31 @@ def test_a_better_front_than_nsga2_with_the_same_evaluations() -> None:
         ours = search(Linas(SPACE, TWO), evaluate, goals=TWO, space=SPACE, budget=100, batch=5, seed=seed).trials
         theirs = search(NSGA2(SPACE, TWO, population=20), evaluate, goals=TWO, space=SPACE, budget=100, batch=5, seed=seed).trials
         assert volume(ours) > 1.02 * volume(theirs)
+
+
+def test_noise_in_the_last_bits_of_a_prediction_changes_no_proposal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another processor's kernels make it; effects that repeat give many architectures that are equal but for it."""
+
+    def proposals() -> list[Arch]:
+        found = search(Linas(SPACE, TWO, population=10), evaluate, goals=TWO, space=SPACE, budget=60, batch=10).trials
+        return [trial.arch for trial in found]
+
+    quiet, predict, rng = proposals(), KernelModel.predict, np.random.default_rng(0)
+
+    def noisy(self: KernelModel, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean, deviation = predict(self, features)
+        return mean * (1 + 1e-14 * rng.normal(size=mean.shape)), deviation
+
+    monkeypatch.setattr(KernelModel, "predict", noisy)
+    assert proposals() == quiet
+
+
+@given(st.floats(allow_nan=False), st.integers(3, 40))
+def test_significant_bits(value: float, bits: int) -> None:
+    assume(value in (0, np.inf, -np.inf) or 1e-300 < abs(value) < 1e300)
+    (found,) = significant(np.array([value]), bits)
+    assert found == value or abs(found - value) <= 2.0**-bits * abs(value)
+    assert significant(np.array([1 + 2.0**-12, 1 + 2.0**-12 + 1e-14]), 10).tolist() == [1.0, 1.0]
 
 
 def test_a_generation_is_one_plan_however_it_is_asked_for() -> None:

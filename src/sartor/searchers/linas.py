@@ -160,9 +160,16 @@ class Linas:
         """Trials as they would be if the predictors were right."""
         rows = self._embedding.rows([proposal.arch for proposal in asked])
         names = modelled(self._goals)
-        columns = {key: warp.inverse(model.predict(rows)[0]) for key, (model, warp) in models.items()}
+        # What is equal but for rounding is equal: the order of near equals must not depend on the processor's kernels.
+        columns = {key: significant(warp.inverse(model.predict(rows)[0])) for key, (model, warp) in models.items()}
         metrics = [{key: metric_value(names[key], float(column[i])) for key, column in columns.items()} for i in range(len(asked))]
         return [Trial(first + i, one.arch, metrics[i], meta=one.meta) for i, one in enumerate(asked)]
+
+
+def significant(values: np.ndarray, bits: int = 30) -> np.ndarray:
+    """`values` rounded to so many significant bits; 30 are nine digits."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa * 2.0**bits) / 2.0**bits, exponent)
 
 
 def _generation(item: Trial | Proposal, state: _State) -> int:
