@@ -64,8 +64,9 @@ def setting(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     data = load(options.data, seed=0, limit=options.images)
     spec = mobile(data.input_shape[1])
     if not options.kinds:
-        stages = [replace(stage, kinds=("mbconv",), ses=stage.ses[-1:] if options.fixed_se else stage.ses) for stage in spec.stages]
-        spec = replace(spec, stem_strides=(2,), stages=tuple(stages))
+        spec = replace(spec, stem_strides=(2,), stages=tuple(replace(stage, kinds=("mbconv",)) for stage in spec.stages))
+    if options.fixed_se:
+        spec = replace(spec, stages=tuple(replace(stage, ses=stage.ses[-1:]) for stage in spec.stages))
     torch.manual_seed(0)
     return data, default_policy(data), MobileNet(spec, data.input_shape, len(data.classes))
 

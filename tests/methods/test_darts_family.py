@@ -246,6 +246,9 @@ def test_notes_say_where_a_modifier_does_not_apply(data: Dataset) -> None:
     same, notes = partial_if_possible(begun, 4)
     assert same is begun and "partial channels" in notes[0]
     assert "skip dropout" in skip_dropout_if_possible(begun)[1][0]
+    from .small import blobs, elastic_net
+
+    assert any("without edge normalisation" in note for note in pc_darts(elastic_net(), blobs(), steps=1, batch=16).notes)
 
 
 def few() -> Dataset:

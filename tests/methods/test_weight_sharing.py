@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sartor.errors import UserError
 from sartor.methods import GRADIENT, METHODS, limited
 from sartor.methods.limits import lifted
 from sartor.policies import Softmax
+from sartor.recipes.checkpoint import load_checkpoint
 from sartor.recipes.cost_term import Cost
 from sartor.recipes.elimination import Potential
 from sartor.recipes.enas import PolicyGradient
@@ -57,6 +59,18 @@ def test_the_cost_in_the_loss_changes_what_is_found() -> None:
     quick = {**QUICK, "steps": 40, "weights_only": 0.0, "architecture": Adam(0.3, (0.0, 0.999), 0.0)}
     result = methods.proxylessnas(net, blobs(), cost=cost, weight=100.0, **quick)
     assert cost(result.policy.expected()).item() - 5.0 < 0.5 * (cost(uniform.expected()).item() - 5.0)
+
+
+def test_architecture_steps_are_as_rare_as_in_the_papers(tmp_path: Path) -> None:
+    rare = {"fbnet": 4, "proxylessnas": 5}
+    for name, every in rare.items():
+        METHODS[name](cell_net(), blobs(), steps=1, batch=16, checkpoint=tmp_path / f"{name}.safetensors")
+        assert load_checkpoint(tmp_path / f"{name}.safetensors")[1]["settings"]["every"] == every
+    METHODS["proxylessnas-reinforce"](cell_net(), blobs(), steps=36, batch=16, weights_only=0.0, checkpoint=tmp_path / "r.safetensors")
+    state = load_checkpoint(tmp_path / "r.safetensors")[1]
+    assert state["companion"]["turns"] == 2  # before steps 16 and 32
+    learning = dict(zip(PolicyGradient.__dataclass_fields__, state["settings"]["learning"], strict=True))
+    assert (learning["steps"], learning["draws"], learning["decay"]) == (1, 10, 0.01) and learning["one_batch"] and learning["current"]
 
 
 def test_search_by_reward_derives_only_what_keeps_the_target() -> None:

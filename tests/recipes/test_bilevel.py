@@ -42,14 +42,14 @@ def tensors_of(result: SearchResult) -> dict[str, torch.Tensor]:
     return {**{f"net.{n}": t for n, t in result.net.state_dict().items()}, **{f"p.{n}": t for n, t in result.policy.state_dict().items()}}
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("order", "every"), [(1, 1), (2, 1), (1, 4)])
 @pytest.mark.parametrize("kind", [Softmax, Gumbel])
-def test_resumed_search_repeats_the_interrupted_one_bit_for_bit(kind: type[Policy], order: int, tmp_path: Path) -> None:
+def test_resumed_search_repeats_the_interrupted_one_bit_for_bit(kind: type[Policy], order: int, every: int, tmp_path: Path) -> None:
     space = TinyNet().space
 
     def begin(**settings: Any) -> SearchResult:
         cost = Cost("params", [Potential(("w1",), np.array([1.0, 3.0]))])
-        return run(kind(space), order=order, weights_only=0.2, terms=[Target(cost, 1.5)], **settings)
+        return run(kind(space), order=order, every=every, weights_only=0.2, terms=[Target(cost, 1.5)], **settings)
 
     whole = begin()
     path = tmp_path / "search.safetensors"

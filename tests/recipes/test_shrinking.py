@@ -212,6 +212,20 @@ def test_a_killed_training_resumes_bit_for_bit(tmp_path: Path) -> None:
         run(tmp_path / "other.safetensors", kill_at(1))
 
 
+def test_teacher_and_sub_nets_of_a_step_see_one_size_of_picture() -> None:
+    torch.manual_seed(0)
+    stage = Stage((8,), (1, 2), 1, kernels=(3, 5), expands=(2, 4))
+    net = MobileNet(MobileSpec("sizes", (stage, replace(stage, stride=2)), (8,), (1,), resolutions=(6, 8)), (1, 8, 8), 4)
+    seen: list[int] = []
+    net.stem.register_forward_hook(lambda module, given, result: seen.append(given[0].shape[-1]))  # copied with the teacher
+    plan = [phase for phase in stages(net.space) if not phase.sort]  # sorting runs probes of its own
+    result = train_shrinking(net, tiny_data(64), steps=60, batch=16, plan=plan)
+    passes, drawn = iter(seen), list[set[int]]()
+    for number, (phase, row) in enumerate(zip(plan, result.stages, strict=True)):
+        drawn += [{next(passes) for _ in range(phase.nets + (number > 0))} for _ in range(row["steps"])]
+    assert next(passes, None) is None and all(len(sizes) == 1 for sizes in drawn) and set.union(*drawn) == {6, 8}
+
+
 def test_a_space_without_sizes_is_refused() -> None:
     with pytest.raises(UserError, match="kernel, depth, expand, width"):
         stages(Space({"edge01": ("none", "conv")}))

@@ -23,9 +23,8 @@ def drnas(
     Sections 3.2 and 3.3 and 4.1, and the authors' code: concentration elu(alpha) + 1, KL anchor of weight 1e-3 in place of weight decay
     (the code's default is an L2 of that weight), two stages of 25 epochs, the first 10 of each of weights alone, with 1/6 and 1/3 of the
     channels and all, then half of the candidates; batches of 64, SGD from 0.1 to 0 by one cosine over the stages, Adam at 6e-4 (both begin
-    anew in each). On NAS-Bench-201 the authors take stages
-    of 50 epochs, k = (4, 2), five and three candidates, 0.025 to 0.001 and 3e-4. The weights of a stage start from those of the stage
-    before where the two overlap.
+    anew in each stage). On NAS-Bench-201 the authors take stages of 50 epochs, k = (4, 2), five and three candidates, 0.025 to 0.001 and
+    3e-4. The weights of a stage start from those of the stage before where the two overlap.
 
     Args:
         net: a searchable network; it is copied. Where k does not divide the channels, the largest divisor below it is taken.

@@ -15,8 +15,8 @@ def enas(
     """An LSTM controller draws architectures of one set of weights; weights and controller learn in turns, the controller by REINFORCE.
 
     Sections 2.2, 3.1 and 3.2: 150 epochs, SGD from 0.05 to 0.001, Adam at 0.00035, logits ``2.5 * tanh(logits / 5)``; of ten draws on one
-    batch the best is derived. Batches of 128 and the entropy's weight 1e-4 are those of the authors' scripts for CIFAR-10; section 3.2 has
-    0.1, which would outweigh the rewards of a short search. Their script for cells has the controller learn at 0.0035.
+    batch the best is derived. Batches of 128 and the entropy's weight 1e-4 are those of the authors' scripts for CIFAR-10, where
+    section 3.2 has 0.1; their script for cells has the controller learn at 0.0035.
 
     Args:
         net: a searchable network; it is copied.

@@ -52,14 +52,14 @@ def limited(
         UserError: if no architecture keeps the limit, before anything is trained.
     """
     from sartor.methods.parts import relaxed_space
-    from sartor.recipes.cost_term import Lifted, Target
+    from sartor.recipes.cost_term import Target
 
     space = net.space if getattr(net, "relaxed", None) is not None else relaxed_space(net)[0]  # what cannot be mixed is settled
     derive = derivation_within(space, cost, target, fill=fill, accept=accept, others=others)
     derive({})  # out of reach: say so now
     bounded = copy.copy(net)
     bounded.derive = derive
-    term = Lifted(Target(cost, target, rate=rate, rho=rho), lambda mixture: lifted(space, mixture, normalised=True))
+    term = priced(net, Target(cost, target, rate=rate, rho=rho))
     found = method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
     strengths, loss = found.policy.strengths(), _shared_error(found.net, data)
     if loss is not None and found.stopped is None and not found.by_rule:

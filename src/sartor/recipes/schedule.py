@@ -74,7 +74,7 @@ def cosine(fraction: float, *, warmup: float = 0.0, floor: float = 0.0) -> float
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(rest, 1.0)))
 
 
-#: BigNAS's rate falls by 3 % every 2.4 of 360 epochs (Yu et al. 2020, section 4.1): 150 times.
+#: BigNAS's rate falls by 3 % every 2.4 of 360 epochs (Yu et al. 2020, section 4): 150 times.
 EXPONENTIAL_END = 0.97**150
 
 

@@ -24,8 +24,7 @@ from sartor.recipes.schedule import Progress, budget
 from sartor.recipes.splits import TrainingData
 
 #: SGD with momentum 0.9, decay 4e-5, label smoothing 0.1 as in the paper (section 4, "implementation details"); its learning rate of 0.5 is
-#: for batches of 1024 images, which is 0.06 for 128; it falls by a cosine here,
-#: linearly in the paper.
+#: for batches of 1024 images, which is 0.06 for 128; it falls by a cosine here, linearly in the paper.
 WEIGHTS = Optimisation(lr=0.06, momentum=0.9, weight_decay=4e-5, warmup=0.0, clip_norm=5.0, nesterov=False)
 
 Paths = Callable[[np.random.Generator], list[Arch]]
