@@ -265,8 +265,8 @@ def test_methods_search_the_darts_space_by_its_own_rule(name: str) -> None:
     from sartor.spaces.darts import RELAXED, SPACE, DartsNet
 
     begun = DartsNet((1, 8, 8), 2, channels=4, cells=3)
-    result = METHODS[name](begun, few(), steps=1 if name == "robust-darts" else 3, batch=8)
-    assert result.arch in SPACE
+    result = METHODS[name](begun, few(), steps=1 if name == "robust-darts" else 3, batch=8, weights_only=0.0)
+    assert result.arch in SPACE and result.trajectory[0].validation_loss is not None
     assert set(result.trajectory[0].strengths) == set(RELAXED.choices)
     assert begun.fast and result.net.fast, "the plain form is for the eigenvalue alone"
     assert (name != "robust-darts") or result.trajectory[0].eigenvalue is not None
@@ -291,7 +291,8 @@ def test_methods_on_single_paths_search_the_darts_space_with_a_cost(name: str) -
     target = 0.6 * float(cost(begun.largest))
     limit = {} if name == "proxylessnas" else {"target": target}
     for settings in ({}, {"cost": cost, **limit}):
-        result = METHODS[name](begun, few(), steps=3, batch=8, **settings)
+        result = METHODS[name](begun, few(), steps=3, batch=8, weights_only=0.0, **settings)
+        assert name != "proxylessnas" or result.trajectory[0].validation_loss is not None
         assert result.arch in SPACE and all(s.arch in SPACE for s in result.trajectory)
         assert begun.extract(result.arch)(torch.zeros(2, 1, 8, 8)).shape == (2, 2)
         diagnose(result.trajectory, begun.space)

@@ -77,16 +77,19 @@ def test_an_update_may_have_one_batch_and_a_baseline_that_knows_its_rewards() ->
 
     class Alike(TinyNet):
         def forward(self, x: torch.Tensor, arch: Any, drop_path: float = 0.0) -> torch.Tensor:
+            if not torch.is_grad_enabled():
+                rewarded.append({float(image.sum()) for image in x})
             return super().forward(x, self.largest, drop_path)
 
     seen: list[float] = []
+    rewarded: list[set[float]] = []
 
     def reward(arch: Arch, accuracy: float) -> float:
         seen.append(accuracy)
         return accuracy
 
     def moved(**how: Any) -> bool:
-        seen.clear()
+        seen.clear(), rewarded.clear()
         net, learning = Alike(), PolicyGradient(lr=0.02, steps=4, draws=3, candidates=0, entropy=0.0, **how)
         policy = Softmax(net.space)
         before = policy.alpha.detach().clone()
@@ -95,6 +98,8 @@ def test_an_update_may_have_one_batch_and_a_baseline_that_knows_its_rewards() ->
 
     assert not moved(one_batch=True, current=True, decay=0.0)
     assert all(len(set(seen[i : i + 3])) == 1 for i in range(0, len(seen), 3)) and len(set(seen)) > 1
+    # two turns of four updates: five batches are all 40 images once, over the turns
+    assert len(set.union(*rewarded[: 3 * 5])) == 40 and len(set.union(*rewarded[: 3 * 4])) == 32
     assert moved(one_batch=True, current=False, decay=0.0)  # compared with the update before
     assert moved(one_batch=False, current=True, decay=0.0)
     assert any(len(set(seen[i : i + 3])) > 1 for i in range(0, len(seen), 3))
