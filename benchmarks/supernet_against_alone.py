@@ -11,9 +11,10 @@ checkpoints of unfinished trainings lie in --out. A net trained alone counts wit
 
 The recipes: `bignas`, the sandwich rule with in-place distillation, residual blocks that start as the identity, and the paper's exponential
 decay to a constant rate; `identity`, the same under a cosine; `sandwich`, a cosine and blocks that start as they come; `unclipped`, this
-with the sum of the nets' gradients as it is; `warm`, this after a third of the budget for the largest net alone; `ofa`, progressive
-shrinking; `ofa-paper`, with the relative learning rates that its paper has for 590 epochs. Stochastic depth is left out (`--drop-path`):
-the papers train for hundreds of epochs.
+with the sum of the nets' gradients as it is; `warm`, this after a third of the budget for the largest net alone; `stratified`, `identity`
+with random nets from every band of multiply-accumulates equally often; `six`, this with six random nets a step instead of two; `ofa`,
+progressive shrinking; `ofa-paper`, with the relative learning rates that its paper has for 590 epochs. Stochastic depth is left out
+(`--drop-path`): the papers train for hundreds of epochs.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ SANDWICHES: dict[str, dict[str, Any]] = {
     "sandwich": {},
     "unclipped": {"clip_norm": None},
     "warm": {"largest_only": 1 / 3},
+    "stratified": {"zero_residuals": True},
+    "six": {"zero_residuals": True, "random_nets": 6},
 }
+STRATIFIED = ("stratified", "six")
 METHODS = (*SANDWICHES, "ofa", "ofa-paper")
 
 
@@ -74,6 +78,7 @@ def setting(options: argparse.Namespace) -> tuple[Any, Any, Any]:
 def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Train one supernet and evaluate a sub-net of every size class."""
     from sartor.evaluators.supernet import SupernetEvaluator
+    from sartor.recipes.sampler import stratified_sampler
     from sartor.recipes.sandwich import train_sandwich
     from sartor.recipes.shrinking import stages, train_shrinking
 
@@ -83,7 +88,9 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
         "checkpoint": folder / f"{method}.safetensors",
     }  # fmt: skip
     if method in SANDWICHES:
-        result: Any = train_sandwich(net, data, drop_path=options.drop_path, **SANDWICHES[method], **common)
+        ends = (net.costs(net.smallest)["macs"], net.costs(net.largest)["macs"])
+        draw = stratified_sampler(net.space, lambda arch: net.costs(arch)["macs"], range_=ends) if method in STRATIFIED else None
+        result: Any = train_sandwich(net, data, drop_path=options.drop_path, sampler=draw, **SANDWICHES[method], **common)
     else:
         result = train_shrinking(net, data, plan=stages(net.space) if method == "ofa-paper" else None, **common)
     evaluate = SupernetEvaluator(net, data, images=None)
