@@ -186,7 +186,7 @@ def train_sandwich(
     supernet: Supernet = _supernet(net)
     draw = sampler or uniform_sampler(supernet.space)
     resumed = checkpoint is not None and Path(checkpoint).is_file()
-    if zero_residuals and initial is None and not resumed:
+    if zero_residuals:  # weights that are given, or a checkpoint's, replace these
         start_as_identities(net)
     report = load_weights(net, initial) if initial is not None and not resumed else None
 
