@@ -12,7 +12,7 @@ checkpoints of unfinished trainings lie in --out. A net trained alone counts wit
 The recipes: `bignas`, the sandwich rule with in-place distillation, residual blocks that start as the identity, and the paper's exponential
 decay to a constant rate; `identity`, the same under a cosine; `sandwich`, a cosine and blocks that start as they come; `unclipped`, this
 with the sum of the nets' gradients as it is; `warm`, this after a third of the budget for the largest net alone; `stratified`, `identity`
-with random nets from every band of multiply-accumulates equally often; `six`, this with six random nets a step instead of two; `ofa`,
+with random nets from every band of multiply-accumulates equally often; `six`, `identity` with six random nets a step, not two; `ofa`,
 progressive shrinking; `ofa-paper`, with the relative learning rates that its paper has for 590 epochs. Stochastic depth is left out
 (`--drop-path`): the papers train for hundreds of epochs.
 """
@@ -41,7 +41,6 @@ SANDWICHES: dict[str, dict[str, Any]] = {
     "stratified": {"zero_residuals": True},
     "six": {"zero_residuals": True, "random_nets": 6},
 }
-STRATIFIED = ("stratified", "six")
 METHODS = (*SANDWICHES, "ofa", "ofa-paper")
 
 
@@ -89,7 +88,7 @@ def supernet(method: str, options: argparse.Namespace, folder: Path) -> dict[str
     }  # fmt: skip
     if method in SANDWICHES:
         ends = (net.costs(net.smallest)["macs"], net.costs(net.largest)["macs"])
-        draw = stratified_sampler(net.space, lambda arch: net.costs(arch)["macs"], range_=ends) if method in STRATIFIED else None
+        draw = stratified_sampler(net.space, lambda arch: net.costs(arch)["macs"], range_=ends) if method == "stratified" else None
         result: Any = train_sandwich(net, data, drop_path=options.drop_path, sampler=draw, **SANDWICHES[method], **common)
     else:
         result = train_shrinking(net, data, plan=stages(net.space) if method == "ofa-paper" else None, **common)
