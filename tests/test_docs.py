@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -66,12 +67,26 @@ def test_the_page_runs(page: str, empty: Path, capsys: pytest.CaptureFixture[str
         (empty / "my_net.py").write_text(blocks(page)[0])
     names = run(page, {"images": np.zeros((6, 8, 8)), "labels": np.arange(6) % 3})
     if page.endswith("own-method.md"):
-        lines = capsys.readouterr().out.splitlines()
-        assert lines and all(float(line.split()[1]) <= 500_000 for line in lines)
+        page_of: Any = names
+        front, lines = page_of["result"].front, capsys.readouterr().out.splitlines()
+        assert front and all(trial.metrics["params"] <= 500_000 for trial in front)
+        assert len(lines) == len(front) + 2 and all("edge01" in line for line in lines[-2:])
+        assert page_of["params"](page_of["found"].arch) <= 50_000 and page_of["found"].trajectory
     if page.endswith("own-network.md"):
         assert vars(names["net"])["classes"] == 10 and names["space"].size == 18  # type: ignore[attr-defined]
     if page.endswith("own-data.md"):
         assert sorted(np.load(empty / "sensors.npz")) == ["classes", "x", "y"]
+
+
+def test_the_gallery_counts_what_the_doctor_found() -> None:
+    """Searches that derive after every epoch, of the kept runs of four minutes; a finding counts once for each search."""
+    kept = ROOT / "benchmarks/results/differentiable-nb201/cifar10-240s-10000-16-8-1t"
+    runs = [json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))]
+    told = [{finding.split(" ", 1)[0] for finding in run["doctor"]} for run in runs if run["epochs"]]
+    collapse, vanishing = (sum(kind in kinds for kinds in told) for kind in ("skip-collapse", "vanishing"))
+    said = f"{len(told)} searches of four minutes: skip collapse in {collapse}, vanishing parameters in {vanishing}, warnings included"
+    assert said in (ROOT / "docs/gallery.md").read_text()
+    assert set().union(*told) == {"skip-collapse", "vanishing"}  # the sentence leaves none out
 
 
 def commands() -> list[str]:
