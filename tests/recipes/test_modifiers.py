@@ -84,6 +84,16 @@ def test_skips_that_cannot_be_dropped_count() -> None:
     assert limit_skips(strongest(SPACE), SPACE, 0)(strengths) == Arch({"e0": 1, "e1": 1, "e2": 2, "e3": 2})
 
 
+def test_skips_are_limited_by_each_of_their_labels_and_not_where_they_are_switched_off() -> None:
+    space = Space({"a": ("identity", "conv"), "b": ("identity", "conv"), "c": ("conv", "pool")}, {"b": {"c": ["pool"]}})
+    strengths = {"a": {0: 0.9, 1: 0.1}, "b": {0: 0.8, 1: 0.2}, "c": {0: 0.3, 1: 0.7}}
+    assert limit_skips(strongest(space), space, 1)(strengths) == Arch({"a": 0, "b": 1, "c": 1})
+    assert limit_skips(strongest(space), space, 1, skips={"pool"})(strengths) == Arch({"a": 0, "b": 0, "c": 1})
+    off = {**strengths, "c": {0: 0.7, 1: 0.3}}  # `b` is off, which is spelled 0
+    assert limit_skips(strongest(space), space, 1)(off) == Arch({"a": 0, "b": 0, "c": 0})
+    assert limit_skips(strongest(space), space, 0)(off) == Arch({"a": 1, "b": 0, "c": 0})
+
+
 def test_skip_dropout_decays_as_in_the_papers_code() -> None:
     """25 epochs, 10 of weights alone: rate * (24 - epoch) / 25 before, rate * exp(-0.2 * (epoch - 10)) after."""
     schedule = decaying_skip_dropout(0.4, 10 / 25)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from sartor.arch import Arch, Space
 from sartor.errors import UserError
-from sartor.recipes.stops import any_of, rising_eigenvalue, stable_ranking, too_many_skips
+from sartor.recipes.stops import SKIPS, any_of, offers_skips, rising_eigenvalue, skips_of, stable_ranking, too_many_skips
 from sartor.recipes.trajectory import Snapshot
 
 OPS = ("none", "skip_connect", "conv")
@@ -39,9 +40,40 @@ def test_skips_of_the_initial_parameters_do_not_count() -> None:
     assert verdict is not None and verdict.epoch == 2
 
 
+@pytest.mark.parametrize("label", sorted(SKIPS))
+def test_a_skip_connection_is_known_by_each_of_its_labels(label: str) -> None:
+    """`nasnet` calls it `identity`."""
+    ops = ("none", label, "conv")
+    space = Space({"normal.a": ops, "normal.b": ops, "reduce.a": ops})
+    assert offers_skips(space) and skips_of(space, epoch(1, a=SKIP, r=SKIP).arch) == ["normal.a", "reduce.a"]
+    verdict = too_many_skips(space, 2)([epoch(1, a=SKIP), epoch(2, a=SKIP, b=SKIP)])
+    assert verdict is not None and verdict.epoch == 1
+    assert stable_ranking(space, 1)([epoch(1), epoch(2, a=SKIP)]) is not None  # a skip connection has no rank
+    assert skips_of(space, epoch(1, a=SKIP).arch, skips={"conv"}) == ["normal.b", "reduce.a"]
+
+
 def test_a_space_without_skips_is_refused() -> None:
-    with pytest.raises(UserError, match="skip_connect"):
-        too_many_skips(Space({"a": ("x", "y")}))
+    held = SPACE.restrict({name: ["none", "conv"] for name in SPACE.choices})
+    for space in (Space({"a": ("x", "y")}), held, Space({"block": ("conv", "skip"), "stage": ([1, 2], [3])})):
+        assert not offers_skips(space)
+        with pytest.raises(UserError, match="'identity' or 'skip_connect'"):
+            too_many_skips(space)
+
+
+@pytest.mark.parametrize(
+    ("stop", "field"),
+    [
+        (lambda: too_many_skips(SPACE, 0), "most"),
+        (lambda: stable_ranking(SPACE, 0), "epochs"),
+        (lambda: stable_ranking(SPACE, 2.5), "epochs"),
+        (lambda: rising_eigenvalue(window=0), "window"),
+        (lambda: rising_eigenvalue(0.0), "ratio"),
+        (lambda: rising_eigenvalue(1.5), "ratio"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(stop: Callable[[], object], field: str) -> None:
+    with pytest.raises(UserError, match=rf": {field} must be"):
+        stop()
 
 
 def test_a_ranking_that_stays_ends_the_search() -> None:

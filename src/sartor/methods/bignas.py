@@ -24,9 +24,14 @@ def bignas(net: Any, data: Any, *, coarse: int = 100, **settings: Any) -> OneSho
         coarse: points of the grid; the other evaluations are mutations.
         settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `evaluations`, `ranks` ...); the rest
             of :func:`sartor.recipes.sandwich.train_sandwich`. Of a budget in seconds, training takes four fifths.
+
+    Raises:
+        UserError: for `coarse` below 1, before anything is trained.
     """
     from sartor.methods import oneshot
+    from sartor.searchers.variation import whole
 
+    whole("bignas", "coarse", coarse, 1)
     how = oneshot.exploring(settings)
     begun: Any = oneshot.copied(net)
     training, left = oneshot.budgeted(settings, epochs=360, drop_path=0.2, zero_residuals=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +21,15 @@ def fair_darts(net: Any, data: SearchData, *, zero_one: float = 10.0, none: str 
         net: a searchable network; it is copied.
         zero_one: weight of the zero-one loss.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+
+    Raises:
+        UserError: for `zero_one` below zero, which would hold every gate half open.
     """
+    from sartor.errors import UserError
     from sartor.methods import parts
 
+    if not (isinstance(zero_one, Real) and 0 <= zero_one < math.inf):
+        raise UserError(f"fair_darts: zero_one must be a finite number of zero or more, got {zero_one!r}")
     space = parts.without(parts.relaxed_space(net)[0], none)
     policy = parts.make_policy(parts.Sigmoid, net, space=space, seed=settings.get("seed", 0))
     paper = parts.with_defaults(

@@ -30,20 +30,27 @@ def fbnet(
     Args:
         net: a searchable network; it is copied.
         cost: a latency in ms; without one, multiply-accumulates stand for it, counted in units of one.
-        a, b: of equation 2.
+        a, b: of equation 2; above zero, or slow networks would cost nothing or be preferred.
+        temperature: at the start and at the end.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+
+    Raises:
+        UserError: for a `cost` that is none, `a` or `b` not above zero, and a `temperature` that is no pair of positive numbers.
     """
     from sartor.methods import parts
-    from sartor.methods.limits import priced
+    from sartor.methods.limits import check_cost, check_positive, priced
     from sartor.recipes.cost_term import Cost, FBNetTerm
 
+    check_cost("fbnet", cost)
+    check_positive("fbnet", "a", a)
+    check_positive("fbnet", "b", b)
+    policy = parts.make_policy(parts.Gumbel, net, seed=settings.get("seed", 0), temperature=temperature)
     notes: tuple[str, ...] = ()
     if cost is None:
         term = FBNetTerm(Cost.of_macs(net.space, net.factors()), a=a, b=b, microseconds=1.0)
         notes = ("no latency was given: the loss counts multiply-accumulates",)
     else:
         term = FBNetTerm(cost, a=a, b=b)
-    policy = parts.make_policy(parts.Gumbel, net, seed=settings.get("seed", 0), temperature=temperature)
     terms = [priced(net, term), *settings.pop("terms", ())]
     paper = parts.with_defaults(
         settings,

@@ -18,6 +18,9 @@ def gdas(net: Any, data: SearchData, *, temperature: tuple[float, float] = (10.0
         net: a searchable network; it is copied.
         temperature: at the start and at the end.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+
+    Raises:
+        UserError: for a `temperature` that is no pair of positive numbers.
     """
     from sartor.methods import parts
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,9 +18,12 @@ if TYPE_CHECKING:
 
 Strengths = Mapping[str, Any]
 
+#: Parameters by which the methods that have no `terms` take limits themselves; the others take `limits=`.
+_OWN = {"enas": "cost= and target=", "proxylessnas-reinforce": "cost= and target="}
+
 
 def limited(
-    method: Callable[..., SearchResult],
+    method: str | Callable[..., SearchResult],
     net: Any,
     data: SearchData,
     *,
@@ -41,7 +46,7 @@ def limited(
     kept in truth; the notes of the result tell how good the model is.
 
     Args:
-        method: of :data:`sartor.methods.METHODS` that searches by gradient (takes `terms`).
+        method: that searches by gradient (takes `terms`), or the name of one: :data:`sartor.methods.GRADIENT`.
         cost: over the choices of ``net.space``.
         accept: a further condition on what is derived.
         others: bounds on other costs, for what is derived.
@@ -49,23 +54,65 @@ def limited(
         settings: of the method.
 
     Raises:
-        UserError: if no architecture keeps the limit, before anything is trained.
+        UserError: for another method, a `cost` that is none, and a limit that no architecture keeps, before anything is trained.
     """
     from sartor.methods.parts import relaxed_space
     from sartor.recipes.cost_term import Target
 
+    search = _by_gradient(method)
+    check_cost("limited", cost, optional=False)
+    check_positive("limited", "target", target)
     space = net.space if getattr(net, "relaxed", None) is not None else relaxed_space(net)[0]  # what cannot be mixed is settled
     derive = derivation_within(space, cost, target, fill=fill, accept=accept, others=others)
     derive({})  # out of reach: say so now
     bounded = copy.copy(net)
     bounded.derive = derive
     term = priced(net, Target(cost, target, rate=rate, rho=rho))
-    found = method(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
+    found = search(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
     strengths, loss = found.policy.strengths(), _shared_error(found.net, data)
     if loss is not None and found.stopped is None and not found.by_rule:
         final = derivation_within(space, cost, target, fill=fill, accept=accept, others=others, loss=loss)
         found = _reconsidered(found, final(strengths), cost, target)
     return found if cost.fit is None else replace(found, notes=(*found.notes, f"the expected {cost.name} is {cost.fit.sentence()}"))
+
+
+def _by_gradient(method: str | Callable[..., SearchResult]) -> Callable[..., SearchResult]:
+    """The method that was given or named. One that :mod:`sartor.methods` does not know is taken as it is.
+
+    Raises:
+        UserError: for an unknown name, and for a method that takes no `terms`, saying how it takes limits.
+    """
+    from sartor.errors import UserError
+    from sartor.methods import GRADIENT, METHODS
+
+    expected = f"limited: expected a method that searches by gradient ({', '.join(n for n in METHODS if n in GRADIENT)})"
+    if (method not in METHODS) if isinstance(method, str) else not callable(method):
+        raise UserError(f"{expected}, got {method!r}")
+    found = METHODS[method] if isinstance(method, str) else method
+    bare = getattr(found, "func", found)  # of a functools.partial
+    name = next((name for name, known in METHODS.items() if known is bare), None)
+    if name is not None and name not in GRADIENT:
+        raise UserError(f"{expected}, got {name}, which takes limits itself: give it {_OWN.get(name, 'limits=')}")
+    return found
+
+
+def check_cost(method: str, cost: Any, *, optional: bool = True) -> None:
+    """Raises UserError for what is no :class:`sartor.recipes.cost_term.Cost`: the name of a metric alone has no figures."""
+    from sartor.errors import UserError
+    from sartor.recipes.cost_term import Cost
+
+    if not (isinstance(cost, Cost) or (optional and cost is None)):
+        raise UserError(
+            f"{method}: cost must be a sartor.recipes.cost_term.Cost, such as Cost.of_macs(net.space, net.factors()), got {cost!r}"
+        )
+
+
+def check_positive(method: str, name: str, value: Any) -> None:
+    """Raises UserError for what is no finite number above zero."""
+    from sartor.errors import UserError
+
+    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+        raise UserError(f"{method}: {name} must be a finite number above zero, got {value!r}")
 
 
 def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
@@ -227,4 +274,4 @@ def priced(net: Any, term: Any) -> Any:
     return Lifted(term, lambda mixture: lifted(net.space, mixture, normalised=True))
 
 
-__all__ = ["derivation_within", "goal_limit", "lifted", "limited", "priced"]
+__all__ = ["check_cost", "check_positive", "derivation_within", "goal_limit", "lifted", "limited", "priced"]

@@ -18,9 +18,14 @@ def pc_darts(net: Any, data: SearchData, *, k: int = 4, **settings: Any) -> Sear
         net: a searchable network; it is copied. Its `incoming` names the edges into each node.
         k: 4 for CIFAR, 2 for ImageNet.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+
+    Raises:
+        UserError: for `k` below 1.
     """
     from sartor.methods import parts
+    from sartor.searchers.variation import whole
 
+    whole("pc_darts", "k", k, 1)  # `partial_if_possible` would make a note of it
     edges = parts.incoming_edges(net)
     policy = parts.make_policy(parts.Softmax, net, edges=edges, seed=settings.get("seed", 0))
     partial, notes = parts.partial_if_possible(net, k)

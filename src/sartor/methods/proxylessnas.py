@@ -20,12 +20,16 @@ def proxylessnas(net: Any, data: SearchData, *, cost: Cost | None = None, weight
         net: a searchable network; it is copied.
         cost: the loss is ``CE + weight * E[cost] / cost(largest)`` (equation 3); for a limit use :func:`sartor.methods.limited`.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+
+    Raises:
+        UserError: for a `cost` that is none, and a `weight` below zero.
     """
     from sartor.methods import parts
-    from sartor.methods.limits import priced
+    from sartor.methods.limits import check_cost, priced
     from sartor.policies.two_path import TwoPath
     from sartor.recipes.cost_term import Additive
 
+    check_cost("proxylessnas", cost)
     policy = parts.make_policy(TwoPath, net, seed=settings.get("seed", 0))
     terms = list(settings.pop("terms", ()))
     if cost is not None:
@@ -55,10 +59,17 @@ def proxylessnas_reinforce(
     Args:
         net: a searchable network; it is copied.
         settings: of :func:`sartor.recipes.enas.search_reinforce`.
+
+    Raises:
+        UserError: for a `cost` that is none, a `target` not above zero or out of reach, and one of the two without the other.
     """
     from sartor.methods import oneshot, parts
+    from sartor.methods.limits import check_cost, check_positive
     from sartor.recipes.enas import PolicyGradient, search_reinforce
 
+    check_cost("proxylessnas_reinforce", cost)
+    if target is not None:
+        check_positive("proxylessnas_reinforce", "target", target)
     derive, accept, reward = oneshot.limited_reward(net, cost, target, exponent)
     policy = parts.make_policy(parts.Softmax, net, space=net.space, seed=settings.get("seed", 0), derive=derive)
     paper = parts.with_defaults(

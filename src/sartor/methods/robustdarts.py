@@ -20,6 +20,9 @@ def robust_darts(net: Any, data: SearchData, *, ratio: float = 0.75, window: int
     Args:
         net: a searchable network; it is copied.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`.
+
+    Raises:
+        UserError: for a `window` below 1 and a `ratio` outside (0, 1].
     """
     from sartor.methods import parts
     from sartor.methods.darts import darts

@@ -23,9 +23,16 @@ def spos(net: Any, data: Any, *, population: int = 50, top: int = 10, mutation_r
         settings: those of :class:`sartor.methods.oneshot.Exploring` (`limits`, `costs`, `evaluations`, `ranks` ...); the rest
             (a budget, `paths`, `checkpoint` ...) of :func:`sartor.recipes.single_path.train_single_path`. Of a budget in seconds, training
             takes four fifths.
+
+    Raises:
+        UserError: for a `population` or `top` below 1, and a `mutation_rate` outside 0..1, before anything is trained.
     """
     from sartor.methods import oneshot
+    from sartor.searchers.variation import fraction, whole
 
+    whole("spos", "population", population, 1)
+    whole("spos", "top", top, 1)
+    fraction("spos", "mutation_rate", mutation_rate)
     how = oneshot.exploring(settings)
     begun: Any = oneshot.copied(net)
     training, left = oneshot.budgeted(settings, epochs=120)

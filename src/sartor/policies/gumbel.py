@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -24,15 +27,19 @@ class Gumbel(Policy):
         temperature: at the start and at the end of the search; between them geometric (SNAS anneals exponentially) or linear (GDAS).
         hard: run one option.
         settings: of :class:`sartor.policies.base.Policy`.
+
+    Raises:
+        UserError: for a `temperature` that is no pair of finite numbers above zero.
     """
 
     def __init__(
         self, space: Space, *, temperature: tuple[float, float] = (5.0, 0.1), linear: bool = False, hard: bool = False, **settings: Any
     ) -> None:
         super().__init__(space, **settings)
-        if min(temperature) <= 0:
-            raise UserError(f"temperature: expected two positive numbers, got {temperature}")
-        self.range, self.linear, self.hard = temperature, linear, hard
+        ends = tuple(temperature) if isinstance(temperature, Iterable) else ()  # of any type: this is what a user gives a method
+        if len(ends) != 2 or not all(isinstance(end, Real) and 0 < end < math.inf for end in ends):
+            raise UserError(f"temperature: expected two positive numbers, the first and the last, such as (5.0, 0.1), got {temperature!r}")
+        self.range, self.linear, self.hard = (ends[0], ends[1]), linear, hard
 
     def temperature(self, fraction: float) -> float:
         first, last = self.range

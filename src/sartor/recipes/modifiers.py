@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from sartor.arch import Arch, Space
 from sartor.policies.base import Derive, Policy
 from sartor.policies.dirichlet import Dirichlet, anchor
 from sartor.policies.sigmoid import Sigmoid
+from sartor.recipes.stops import SKIPS, skips_of
 
 
 class ZeroOne:
@@ -63,7 +64,7 @@ def keep_candidates(policy: Policy, share: float) -> Space:
 
 
 def limit_skips(
-    derive: Derive, space: Space, most: int, *, skip: str = "skip_connect", among: Callable[[str], bool] | None = None
+    derive: Derive, space: Space, most: int, *, skips: Collection[str] = SKIPS, among: Callable[[str], bool] | None = None
 ) -> Derive:
     """`derive` with at most `most` skip connections: the weakest is forbidden, one after the other, and the rest derived anew.
 
@@ -74,15 +75,11 @@ def limit_skips(
         left = {name: row if isinstance(row, int) else dict(row) for name, row in strengths.items()}
         while True:
             arch = derive(left)
-            skips = [
-                name
-                for name, options in space.choices.items()
-                if skip in options and (among is None or among(name)) and arch.get(name) == options.index(skip)
-            ]
+            found = skips_of(space, arch, skips=skips, among=among)
             weights = {
-                name: row[arch[name]] for name in skips if isinstance(row := left.get(name), dict) and len(row) > 1 and arch[name] in row
+                name: row[arch[name]] for name in found if isinstance(row := left.get(name), dict) and len(row) > 1 and arch[name] in row
             }
-            if len(skips) <= most or not weights:
+            if len(found) <= most or not weights:
                 return arch
             weakest = min(weights, key=weights.__getitem__)
             row = left[weakest]

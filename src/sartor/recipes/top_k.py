@@ -9,6 +9,7 @@ import numpy as np
 
 from sartor.arch import Arch, Space
 from sartor.recipes.one_shot import Exploration
+from sartor.searchers.variation import fraction, whole
 from sartor.trial import Trial
 
 _TRIES = 200  # for a child that keeps the limits and is new, drawn as the paper draws it
@@ -28,7 +29,13 @@ def evolve_top(
 
     Args:
         excess: by how much an architecture breaks the limits that are known without an evaluation; 0 if it keeps them.
+
+    Raises:
+        UserError: for a `population` or `top` below 1, and a `rate` outside 0..1.
     """
+    whole("evolve_top", "population", population, 1)
+    whole("evolve_top", "top", top, 1)
+    fraction("evolve_top", "rate", rate)
     while len(explore.trials) < budget and not (explore.over and explore.trials):
         number = len(explore.trials)
         generation, place = divmod(number, population)
