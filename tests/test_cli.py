@@ -301,6 +301,7 @@ def test_search_passes_every_option_on_and_prints_json_alone(
         "weights": None,
         "from_scratch": True,
         "guard": False,
+        "check_ranks": 0,
         "validation": 0.2,
         "limit_train": 900,
         "input_size": 16,

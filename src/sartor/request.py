@@ -72,6 +72,9 @@ class SearchRequest(BaseModel):
     merit: list[float] | None = Field(None, description="three exponents of merit, of accuracy, energy and latency")
     strategy: str = Field("nsga2", description="the name of a search strategy, such as nsga2, random or pc-darts")
     guard: bool = Field(False, description="whether a gradient method is ended when its doctor finds a collapse, true or false")
+    check_ranks: int = Field(
+        0, ge=0, le=100, description="how many networks are also trained alone, to check the ranking by shared weights: 0, or 3 to 100"
+    )
     minutes: float = Field(40.0, gt=0, allow_inf_nan=False, description="the time for the whole run in minutes, above 0")
     seed: int = Field(0, ge=0, lt=2**32, description="the seed of everything drawn at random, a whole number from 0 to 4294967295")
     out: str = Field("", description="the run folder, new or empty (runs/<data>-<time> when left out)")
@@ -93,6 +96,14 @@ class SearchRequest(BaseModel):
 
     @model_validator(mode="after")
     def _whole(self) -> SearchRequest:
+        from sartor.methods import BY_EPOCH, METHODS
+
+        if self.guard and self.strategy not in BY_EPOCH:
+            raise UserError(f"guard: it ends methods that search by epochs, and {self.strategy} does not; leave it out, or choose one of"
+                            f" {', '.join(sorted(BY_EPOCH))}.")  # fmt: skip
+        if self.check_ranks and (self.check_ranks < 3 or self.strategy not in METHODS):
+            expected = "3 or more networks" if self.check_ranks < 3 else f"a method that shares weights ({', '.join(METHODS)})"
+            raise UserError(f"check_ranks: expected {expected}, but got {self.check_ranks} with strategy {self.strategy}.")
         goals = self.goals()
         named = {*goals.objectives, *(limit.metric for limit in goals.limits)}
         check_platform_goals(self.device, self.further(), named, list(goals.limits))

@@ -20,12 +20,12 @@ from sartor.hardware.devices import find
 from sartor.hardware.graph import trace
 from sartor.hardware.modelled import ModelledDevice
 from sartor.hardware.platforms import Platform
-from sartor.job.by_method import additive
 from sartor.job.context import Job
 from sartor.job.derived import Derived
 from sartor.job.device_space import check_metrics, feasible, fit_device, notes
 from sartor.job.further import timings
 from sartor.job.limits import Unattainable, attainable, check_attainable
+from sartor.job.method_settings import additive
 from sartor.predictors.latency.composite import Composite
 from sartor.predictors.latency.features import moved_values
 from sartor.request import SearchRequest

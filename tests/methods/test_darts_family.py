@@ -21,6 +21,7 @@ from sartor.methods import METHODS, darts, darts_plus, drnas, fair_darts, gdas, 
 from sartor.policies import Dirichlet, Gumbel, Policy, Sigmoid, Softmax
 from sartor.recipes import hypergradient
 from sartor.recipes.bilevel import Adam
+from sartor.recipes.trajectory import Verdict
 from sartor.spaces.nasbench201 import CHOICES, NasBench201
 
 FAMILY = ("darts", "darts-2nd", "p-darts", "pc-darts", "fair-darts", "darts-plus", "robust-darts", "snas", "gdas", "drnas")
@@ -130,6 +131,31 @@ def test_p_darts_deepens_drops_candidates_and_raises_dropout(data: Dataset, monk
     assert sum(result.arch[name] == OPS.index("skip_connect") for name in CHOICES) <= 2
     last = result.trajectory[-1].strengths
     assert all(len(row) == 2 for row in last.values())
+
+
+@pytest.mark.parametrize("name", ["p-darts", "drnas"])
+def test_a_stop_ends_all_stages_and_its_epoch_is_derived_from(data: Dataset, name: str) -> None:
+    told: list[Any] = []
+    asked: list[int] = []
+
+    def third_epoch_of_the_second_stage(epochs: Any) -> Verdict | None:
+        asked.append(len(epochs))
+        stage = 1 + sum(length == 1 for length in asked[1:])
+        return Verdict("enough: seen", 1) if stage == 2 and len(epochs) == 3 else None
+
+    stages = {"p-darts": 3, "drnas": 2}[name]
+    settings: dict[str, Any] = {"steps": 8 * stages, "batch": 16, "weights_only": 0.0}
+    settings |= {"architecture": Adam(lr=0.5, weight_decay=0.0), "on_epoch": told.append}
+    result = METHODS[name](net(), data, stops=[third_epoch_of_the_second_stage], **settings)
+    first = len(result.trajectory) - 3
+    assert asked == [*range(1, first + 1), 1, 2, 3], "no stage follows"
+    assert [s.epoch for s in result.trajectory] == list(range(1, first + 4)) and tuple(told) == result.trajectory
+    assert result.epoch == first + 1 and result.stopped is not None
+    assert result.stopped.startswith(f"epoch {first + 3}, in stage 2 of {stages}: enough: seen")
+    chosen, last = result.trajectory[first], result.trajectory[-1]
+    assert chosen.arch != last.arch and 0 < chosen.fraction < 1
+    skips = sum(chosen.arch[edge] == OPS.index("skip_connect") for edge in CHOICES)
+    assert skips > 2 or result.arch == chosen.arch
 
 
 def test_p_darts_limits_skips_in_what_it_derives(data: Dataset) -> None:

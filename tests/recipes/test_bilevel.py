@@ -199,7 +199,7 @@ def test_a_stopped_search_is_not_continued(tmp_path: Path) -> None:
 
 
 def test_evaluated_metrics_and_the_eigenvalue_are_in_the_trajectory() -> None:
-    result = run(Softmax(TinyNet().space), steps=8, eigenvalue=True, evaluate=lambda arch: {"sum": float(sum(arch.values()))})
+    result = run(Softmax(TinyNet().space), steps=8, eigenvalue=True, evaluate=lambda net, arch: {"sum": float(sum(arch.values()))})
     for snapshot in result.trajectory:
         assert snapshot.metrics == {"sum": float(sum(snapshot.arch.values()))}
         assert snapshot.eigenvalue is not None and np.isfinite(snapshot.eigenvalue)

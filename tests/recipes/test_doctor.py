@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 from sartor.arch import Arch
 from sartor.benchmarks.nasbench201 import OPS, SPACE
 from sartor.errors import UserError
+from sartor.methods import METHODS
 from sartor.policies import Softmax
 from sartor.recipes.bilevel import search_bilevel
 from sartor.recipes.doctor import Doctor, decidedness, diagnose, guard, probe_ranks, rank_disorder, reset
+from sartor.recipes.evaluate import shared_accuracy
 from sartor.recipes.faithfulness import rank_correlation
 from sartor.recipes.trajectory import Snapshot
+from sartor.spaces import build
 
 from .tiny import TinyNet, tiny_data
 
@@ -165,3 +169,58 @@ def test_ranks_are_probed_by_training_fresh_networks() -> None:
         probe_ranks(net, tiny_data(64), archs=[net.smallest], steps=1)
     with pytest.raises(UserError, match="unknown diagnosis 'flu'"):
         guard(SPACE, kinds=["flu"])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="does not mend 'vanishing'; it acts on skip-collapse, over-fitting"):
+        guard(SPACE, kinds=["skip-collapse", "vanishing"])
+
+
+def test_a_resumed_search_is_judged_as_the_interrupted_one_was(tmp_path: Path) -> None:
+    """The epochs of before the break are told again, also by a search that has nothing left to do."""
+
+    def searched(evaluate: Any, steps: int = 24) -> tuple[Doctor, Any]:
+        net = TinyNet()
+        doctor = Doctor(net.space)
+        settings: dict[str, Any] = {"checkpoint": tmp_path / "s.safetensors", "checkpoint_seconds": 0.0, "evaluate": evaluate}
+        return doctor, search_bilevel(net, Softmax(net.space), tiny_data(64), steps=steps, batch=16, on_epoch=doctor, **settings)
+
+    accuracy = shared_accuracy(tiny_data(64).validation)
+    calls: list[int] = []
+
+    def breaks(net: Any, arch: Arch) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return accuracy(net, arch)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(breaks)
+    doctor, result = searched(accuracy)
+    assert doctor.trajectory == list(result.trajectory) and len(doctor.trajectory) == 12
+    again, _ = searched(accuracy)
+    assert again.trajectory == doctor.trajectory and again.findings == doctor.findings != []
+
+
+def test_what_is_derived_is_judged_with_the_weights_of_the_search() -> None:
+    """A method searches with a copy of the network: an accuracy by the one that was given would be that of untrained weights."""
+    net, data = TinyNet(), tiny_data(128)
+    nets: list[Any] = []
+    accuracy = shared_accuracy(data.validation)
+
+    def evaluate(searched: Any, arch: Arch) -> dict[str, float]:
+        nets.append(searched)
+        found = accuracy(searched, arch)
+        assert searched.training  # as it was
+        return found
+
+    result = METHODS["darts"](net, data, epochs=8, batch=16, evaluate=evaluate)
+    assert all(one is result.net for one in nets) and result.net is not net
+    trained, untrained = result.trajectory[-1].metrics["accuracy"], accuracy(net, result.arch)["accuracy"]
+    assert trained == accuracy(result.net, result.trajectory[-1].arch)["accuracy"] != untrained
+
+
+def test_the_cells_of_nasnet_collapse_too() -> None:
+    space = build("nasnet", (3, 16, 16), 10).space
+    identity = {name: options.index("identity") for name, options in space.choices.items() if "identity" in options}
+    assert identity
+    arch = space.canonical({**dict(space.sample(np.random.default_rng(0))), **identity})
+    epochs = [replace(s, arch=arch, strengths={}) for s in HEALTHY]
+    assert [f.kind for f in diagnose(epochs, space) if f.severe] == ["skip-collapse"]

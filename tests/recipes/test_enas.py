@@ -122,7 +122,7 @@ def test_what_is_not_accepted_is_not_derived() -> None:
     net = TinyNet()
     result = search_reinforce(
         net, Softmax(net.space), tiny_data(64), steps=4, batch=16, learning=QUICK,
-        accept=lambda arch: arch["w2"] == 0, evaluate=lambda arch: {"params": 1.0},
+        accept=lambda arch: arch["w2"] == 0, evaluate=lambda net, arch: {"params": 1.0},
     )  # fmt: skip
     assert all(s.arch["w2"] == 0 and s.metrics == {"params": 1.0} for s in result.trajectory)
 

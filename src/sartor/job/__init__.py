@@ -100,6 +100,7 @@ def _phases(job: Job) -> dict[str, Any]:
     from sartor.job.device_space import fit_device
     from sartor.job.finalists import look_again
     from sartor.job.first import first_model
+    from sartor.job.method_settings import refuse_unfit
     from sartor.job.sizing import fit_space
     from sartor.methods import METHODS
     from sartor.recipes.checkpoint import load_weights
@@ -114,6 +115,7 @@ def _phases(job: Job) -> dict[str, Any]:
         job.progress("look at the network", 0, 1)
         check(job.net, archs=4, effects=False)
         job.state.put("checked")
+    refuse_unfit(job)
     fit_device(job)
     if "attainable" not in job.state:
         limits.check_attainable(job)

@@ -51,7 +51,11 @@ METHODS: dict[str, Callable[..., Any]] = {
 #: methods whose architecture parameters follow a gradient through the loss: those that take `terms`, hence :func:`limited`
 GRADIENT = frozenset(METHODS) - {"proxylessnas-reinforce", "enas", "spos", "ofa", "bignas"}
 
+#: methods that search by epochs, each with an architecture derived: those that take `stops`, `on_epoch` and `evaluate`
+BY_EPOCH = GRADIENT | {"proxylessnas-reinforce", "enas"}
+
 __all__ = [
+    "BY_EPOCH",
     "GRADIENT",
     "METHODS",
     "bignas",

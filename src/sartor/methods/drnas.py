@@ -32,9 +32,17 @@ def drnas(
         candidates: share of the options of every choice in each stage.
         anchor: weight of the KL divergence.
         settings: of :func:`sartor.recipes.bilevel.search_bilevel`; the budget is that of all stages.
+
+    Raises:
+        UserError: for `k` and `candidates` of different lengths, or a negative `anchor`.
     """
+    from sartor.errors import UserError
     from sartor.methods import parts
 
+    if len(k) != len(candidates) or not k:
+        raise UserError(f"expected k= and candidates= for the same stages, got {len(k)} and {len(candidates)}")
+    if anchor < 0:
+        raise UserError(f"anchor= must be zero or more, got {anchor}")
     paper = parts.with_defaults(
         settings,
         epochs=25 * len(k),
@@ -55,8 +63,10 @@ def drnas(
         policy = parts.make_policy(parts.Dirichlet, net, space=space, seed=paper.get("seed", 0))
         if results:
             parts.carry_over(results[-1].policy, policy)
-        staged = parts.stage_settings(paper, stage, len(k))
+        staged = parts.stage_settings(paper, results, len(k))
         staged["weights"] = parts.replace(paper["weights"], part=(stage / len(k), (stage + 1) / len(k)))
         staged["terms"] = [*staged.get("terms", ()), parts.Anchor(policy, anchor)]
         results.append(parts.search(net, begun, policy, data, *notes, **staged))
-    return parts.joined(results)
+        if results[-1].stopped:
+            break
+    return parts.joined(results, len(k))

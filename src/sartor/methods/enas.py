@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sartor.recipes.bilevel import SearchData, SearchResult
     from sartor.recipes.cost_term import Cost
+    from sartor.recipes.exchange import Accept, Bound
 
 
 def enas(
-    net: Any, data: SearchData, *, cost: Cost | None = None, target: float | None = None, hidden: int = 64, **settings: Any
+    net: Any,
+    data: SearchData,
+    *,
+    cost: Cost | None = None,
+    target: float | None = None,
+    accept: Accept | None = None,
+    others: Sequence[Bound] = (),
+    hidden: int = 64,
+    **settings: Any,
 ) -> SearchResult:
     """An LSTM controller draws architectures of one set of weights; weights and controller learn in turns, the controller by REINFORCE.
 
@@ -21,6 +31,7 @@ def enas(
     Args:
         net: a searchable network; it is copied.
         cost, target: the reward becomes ``accuracy * (cost / target)^-0.07``, and only architectures within the target are derived.
+        accept, others: further conditions on what is derived, as in :func:`sartor.methods.limited`; they need a cost and its target.
         hidden: width of the LSTM.
         settings: of :func:`sartor.recipes.enas.search_reinforce`.
     """
@@ -28,7 +39,7 @@ def enas(
     from sartor.policies.controller import Controller
     from sartor.recipes.enas import search_reinforce
 
-    derive, accept, reward = oneshot.limited_reward(net, cost, target, -0.07)
+    derive, fits, reward = oneshot.limited_reward(net, cost, target, -0.07, accept=accept, others=others)
     policy = parts.make_policy(Controller, net, space=net.space, seed=settings.get("seed", 0), hidden=hidden, derive=derive)
     paper = parts.with_defaults(settings, epochs=150)
-    return search_reinforce(parts.copied(net), policy, data, accept=accept, reward=reward, **paper)
+    return search_reinforce(parts.copied(net), policy, data, accept=fits, reward=reward, **paper)

@@ -24,9 +24,10 @@ def ofa(net: Any, data: Any, *, rounds: int = 30, **settings: Any) -> OneShotRes
     from sartor.methods import oneshot
 
     how, begun = oneshot.exploring({"evaluations": 100, **_taken(settings)}), oneshot.copied(net)
+    oneshot.refuse_few(how.evaluations * 4 // 5, how.evaluations)
     training, left = oneshot.budgeted(settings, epochs=590)
     trained = oneshot.train_shrinking(begun, data, **training)
-    seed, samples = settings.get("seed", 0), max(4, how.evaluations * 4 // 5)
+    seed, samples = settings.get("seed", 0), how.evaluations * 4 // 5
     return oneshot.concluded(
         begun, data, trained, how, left,
         lambda explore: oneshot.predicted_first(explore, begun, how.costs, samples=samples, rounds=rounds, seed=seed), seed=seed,
@@ -44,7 +45,7 @@ def specialise(result: OneShotResult, data: Any, *, rounds: int = 30, seed: int 
     from sartor.recipes.sandwich import SupernetResult
 
     how = oneshot.exploring({"history": result.trials, **settings})
-    known = max(4, len(how.history))
+    known = len(how.history)
     return oneshot.concluded(
         result.net, data, SupernetResult(result.steps, 0.0, 0.0, 0.0), how, None,
         lambda explore: oneshot.predicted_first(explore, result.net, how.costs, samples=known, rounds=rounds, seed=seed), seed=seed,

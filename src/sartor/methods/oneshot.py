@@ -12,12 +12,12 @@ from sartor.errors import UserError
 from sartor.goals import Goals, Limit, parse_limit
 from sartor.methods.limits import derivation_within
 from sartor.methods.parts import BUDGETS, copied, with_defaults
-from sartor.predictors.accuracy import fit
+from sartor.predictors.accuracy import FEWEST, fit
 from sartor.recipes.bilevel import SearchResult
 from sartor.recipes.cost_term import Cost, mnasnet_reward
 from sartor.recipes.doctor import probe_ranks, rank_disorder
-from sartor.recipes.one_shot import Exploration, OneShotResult, check_limits, coarse_to_fine, evolve, sub_net_metrics
-from sartor.recipes.projection import Accept
+from sartor.recipes.exchange import Accept, Bound
+from sartor.recipes.one_shot import Exploration, Figure, OneShotResult, check_limits, coarse_to_fine, evolve, sub_net_metrics
 from sartor.recipes.sandwich import train_sandwich
 from sartor.recipes.shrinking import train_shrinking
 from sartor.recipes.single_path import train_single_path
@@ -48,7 +48,7 @@ class Exploring:
     """
 
     limits: Sequence[str | Limit] = ()
-    costs: Sequence[Cost] = ()
+    costs: Sequence[Figure] = ()
     evaluations: int = 1000
     images: int | None = 1000
     history: Sequence[Trial] = ()
@@ -120,14 +120,17 @@ def excess_over_limits(net: Any, how: Exploring) -> Callable[[Arch], float]:
     return excess
 
 
-def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, samples: int, rounds: int, seed: int) -> Trial:
+def predicted_first(explore: Exploration, net: Any, costs: Sequence[Figure], *, samples: int, rounds: int, seed: int) -> Trial:
     """Learn accuracy from `samples` sub-nets, evolve on the prediction, then evaluate what it likes best (Cai et al. 2020, section 3.4).
 
-    `rounds` generations of 100 are imagined, which takes seconds for any limits; a quarter as many as `samples` are then evaluated.
+    `rounds` generations of 100 are imagined, which takes seconds for any limits; a quarter as many as `samples` are then evaluated. The
+    :data:`FEWEST` that a predictor needs are evaluated whatever the deadline; in a smaller space the best of all is taken.
     """
     space = net.space
-    evolve(explore, make_searcher("random", space, explore.goals), samples, seed=seed)
+    evolve(explore, make_searcher("random", space, explore.goals), max(FEWEST, samples), seed=seed, least=FEWEST)
     known = list(explore.trials)
+    if len(known) < FEWEST:
+        return explore.best()
     predictor = fit(space.encode([t.arch for t in known]), [t.metrics["accuracy"] for t in known], seed=seed)
 
     def guess(arch: Arch) -> dict[str, float]:
@@ -145,26 +148,45 @@ def predicted_first(explore: Exploration, net: Any, costs: Sequence[Cost], *, sa
     return explore.best()
 
 
+def refuse_few(samples: int, evaluations: int) -> None:
+    """Refuse so few evaluations that no predictor of accuracy can learn from their part, before anything is trained."""
+    if samples < FEWEST:
+        least = -(-FEWEST * 5 // 4)
+        raise UserError(f"evaluations= must be at least {least}, got {evaluations}: four fifths teach a predictor, which needs {FEWEST}")
+
+
 def limited_reward(
-    net: Any, cost: Cost | None, target: float | None, exponent: float
+    net: Any,
+    cost: Cost | None,
+    target: float | None,
+    exponent: float,
+    *,
+    accept: Accept | None = None,
+    others: Sequence[Bound] = (),
 ) -> tuple[Callable[[Mapping[str, Any]], Arch] | None, Accept | None, Callable[[Arch, float], float] | None]:
     """(derive, accept, reward) of a search by reward, whose policy draws from `net.space`: all None without a cost.
 
     Raises:
-        UserError: for one of cost and target without the other, and a target out of reach.
+        UserError: for one of cost and target without the other, further conditions without them, and a target out of reach.
     """
     if (cost is None) != (target is None):
         raise UserError("a cost and a target go together: give both, or neither")
     if cost is None or target is None:
+        if accept is not None or others:
+            raise UserError("accept= and others= belong to a limit: give cost= and target= too")
         return None, None, None
-    bound, limit = cost, target
-    derive = derivation_within(net.space, cost, target, fill=0.0)
+    bounds = [Bound(cost, target), *others]
+    derive = derivation_within(net.space, cost, target, fill=0.0, accept=accept, others=others)
     derive({})  # out of reach: say so now
-    return derive, lambda arch: float(bound(arch)) <= limit, mnasnet_reward(cost, target, exponent=exponent)
+
+    def fits(arch: Arch) -> bool:
+        return all(bound.holds(arch) for bound in bounds) and (accept is None or accept(arch))
+
+    return derive, fits, mnasnet_reward(cost, target, exponent=exponent)
 
 
 __all__ = [
     "BUDGETS", "Accept", "Cost", "Exploration", "Exploring", "OneShotResult", "SearchResult", "budgeted", "coarse_to_fine", "concluded",
-    "copied", "evolve", "evolve_top", "excess_over_limits", "exploring", "limited_reward", "make_searcher", "predicted_first",
+    "copied", "evolve", "evolve_top", "excess_over_limits", "exploring", "limited_reward", "make_searcher", "predicted_first", "refuse_few",
     "train_sandwich", "train_shrinking", "train_single_path",
 ]  # fmt: skip

@@ -121,9 +121,9 @@ def derivation(net: Any) -> Derive:
 # -- stages ----------------------------------------------------------------------------------------------------------------
 
 
-def stage_settings(settings: Mapping[str, Any], stage: int, stages: int) -> dict[str, Any]:
-    """Settings of one of several equal stages: its part of the budget, and a checkpoint of its own."""
-    found = dict(settings)
+def stage_settings(settings: Mapping[str, Any], before: Sequence[SearchResult], stages: int) -> dict[str, Any]:
+    """Settings of the stage after those that are done: its part of the budget, a checkpoint of its own, epochs that are told counted on."""
+    found, stage, done = dict(settings), len(before), tuple(before)
     for name in BUDGETS:
         if found.get(name) is not None:
             found[name] = found[name] / stages if name != "steps" else max(1, round(found[name] / stages))
@@ -131,23 +131,48 @@ def stage_settings(settings: Mapping[str, Any], stage: int, stages: int) -> dict
         path = Path(found["checkpoint"])
         found["checkpoint"] = path.with_name(f"{path.stem}-stage{stage + 1}{path.suffix}")
     found["name"] = f"{found.get('name', 'search')} {stage + 1}/{stages}"
+    tell = found.get("on_epoch")
+    if tell is not None:
+        found["on_epoch"] = lambda snapshot: tell(_counted_on(snapshot, done, stages))
     return found
 
 
-def joined(results: Sequence[SearchResult], arch: Arch | None = None) -> SearchResult:
-    """Stages as one search: epochs and steps counted on, the last stage's network and policy; `arch` if another is to be derived."""
-    trajectory: list[Snapshot] = []
-    steps = 0
-    for number, result in enumerate(results):
-        for snapshot in result.trajectory:
-            fraction = (number + snapshot.fraction) / len(results)
-            trajectory.append(replace(snapshot, epoch=len(trajectory) + 1, step=steps + snapshot.step, fraction=fraction))
-        steps += result.steps
-    last = results[-1]
-    stopped = next((r.stopped for r in results if r.stopped), None)
-    seconds = math.fsum(r.seconds for r in results)
-    notes = tuple(dict.fromkeys(note for r in results for note in r.notes))
-    return SearchResult(arch or last.arch, tuple(trajectory), steps, seconds, stopped, last.net, last.policy, notes, arch is not None)
+def _counted_on(snapshot: Snapshot, before: Sequence[SearchResult], stages: int) -> Snapshot:
+    """An epoch of a stage as one of the whole search."""
+    epochs, steps = sum(len(r.trajectory) for r in before), sum(r.steps for r in before)
+    fraction = (len(before) + snapshot.fraction) / stages
+    return replace(snapshot, epoch=epochs + snapshot.epoch, step=steps + snapshot.step, fraction=fraction)
+
+
+def joined(results: Sequence[SearchResult], stages: int, arch: Arch | None = None) -> SearchResult:
+    """Stages as one search: epochs and steps counted on, the last stage's network and policy; `arch` if another is to be derived.
+
+    `results` are fewer than `stages` where a stop ended the search: it ends the whole of it, not its stage alone.
+    """
+    trajectory = tuple(_counted_on(s, results[:number], stages) for number, r in enumerate(results) for s in r.trajectory)
+    last, before = results[-1], sum(len(r.trajectory) for r in results[:-1])
+    stopped = last.stopped
+    if stopped is not None and before:
+        stopped = f"epoch {len(trajectory)}, in stage {len(results)} of {stages}: {stopped.partition(': ')[2]}"
+    return replace(
+        last,
+        arch=arch or last.arch,
+        trajectory=trajectory,
+        steps=sum(r.steps for r in results),
+        seconds=math.fsum(r.seconds for r in results),
+        stopped=stopped,
+        notes=tuple(dict.fromkeys(note for r in results for note in r.notes)),
+        by_rule=arch is not None,
+        epoch=before + last.epoch if last.epoch is not None else None,
+    )
+
+
+def derived_strengths(result: SearchResult) -> dict[str, int | Mapping[int, float]]:
+    """The strengths at the epoch whose architecture was taken, settled choices too: of the policy as it is, unless a stop went back."""
+    strengths: dict[str, int | Mapping[int, float]] = dict(result.policy.strengths())
+    if result.epoch is not None and result.epoch < len(result.trajectory):
+        strengths.update(result.trajectory[result.epoch - 1].strengths)
+    return strengths
 
 
 def carry_over(source: Policy, target: Policy) -> None:
@@ -175,8 +200,8 @@ def strongest(space: Space) -> Derive:
 
 __all__ = [
     "ARCHITECTURE", "WEIGHTS", "Adam", "Anchor", "Dirichlet", "Gumbel", "SearchData", "SearchResult", "Sigmoid", "Softmax", "ZeroOne",
-    "carry_over", "copied", "decaying_skip_dropout", "derivation", "fixed_norms", "incoming_edges", "joined", "keep_candidates",
-    "limit_skips", "load_weights", "make_policy", "normal_cell", "partial_channels", "partial_if_possible", "relaxed_space", "replace",
-    "rising_eigenvalue", "search", "search_bilevel", "skip_dropout", "skip_dropout_if_possible", "stable_ranking", "stage_settings",
-    "strongest", "too_many_skips", "with_defaults", "without",
+    "carry_over", "copied", "decaying_skip_dropout", "derivation", "derived_strengths", "fixed_norms", "incoming_edges", "joined",
+    "keep_candidates", "limit_skips", "load_weights", "make_policy", "normal_cell", "partial_channels", "partial_if_possible",
+    "relaxed_space", "replace", "rising_eigenvalue", "search", "search_bilevel", "skip_dropout", "skip_dropout_if_possible",
+    "stable_ranking", "stage_settings", "strongest", "too_many_skips", "with_defaults", "without",
 ]  # fmt: skip

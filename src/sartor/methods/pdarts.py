@@ -49,18 +49,21 @@ def p_darts(
         weights=parts.replace(parts.WEIGHTS, floor=0.0),
         architecture=parts.Adam(lr=6e-4),
     )
-    space, results = parts.relaxed_space(net)[0], []
+    space = parts.relaxed_space(net)[0]
+    results: list[SearchResult] = []
     for stage, rate in enumerate(dropout):
         begun = parts.fixed_norms(deeper(stage))
         begun, notes = parts.skip_dropout_if_possible(begun)
         policy = parts.make_policy(parts.Softmax, net, space=space, seed=paper.get("seed", 0))
         schedule = parts.decaying_skip_dropout(rate, paper["weights_only"])
-        staged = {**parts.stage_settings(paper, stage, len(candidates)), "drop_path": schedule}
+        staged = {**parts.stage_settings(paper, results, len(candidates)), "drop_path": schedule}
         results.append(parts.search(net, begun, policy, data, *notes, *shallow, **staged))
+        if results[-1].stopped:
+            break
         if stage + 1 < len(candidates):
             space = parts.keep_candidates(policy, candidates[stage + 1])
     derive = parts.limit_skips(parts.derivation(net), net.space, most_skips, among=parts.normal_cell)
-    return parts.joined(results, derive(policy.strengths()))
+    return parts.joined(results, len(candidates), derive(parts.derived_strengths(results[-1])))
 
 
 def _deepening(net: Any, seed: int) -> tuple[Callable[[int], Any], tuple[str, ...]]:

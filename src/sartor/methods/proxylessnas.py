@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sartor.recipes.bilevel import SearchData, SearchResult
     from sartor.recipes.cost_term import Cost
+    from sartor.recipes.exchange import Accept, Bound
 
 
 def proxylessnas(net: Any, data: SearchData, *, cost: Cost | None = None, weight: float = 0.1, **settings: Any) -> SearchResult:
@@ -48,7 +50,15 @@ def proxylessnas(net: Any, data: SearchData, *, cost: Cost | None = None, weight
 
 
 def proxylessnas_reinforce(
-    net: Any, data: SearchData, *, cost: Cost | None = None, target: float | None = None, exponent: float = -0.07, **settings: Any
+    net: Any,
+    data: SearchData,
+    *,
+    cost: Cost | None = None,
+    target: float | None = None,
+    exponent: float = -0.07,
+    accept: Accept | None = None,
+    others: Sequence[Bound] = (),
+    **settings: Any,
 ) -> SearchResult:
     """One path in every step; the probabilities of the paths learn from rewards, so that a cost may have any form.
 
@@ -58,6 +68,7 @@ def proxylessnas_reinforce(
 
     Args:
         net: a searchable network; it is copied.
+        accept, others: further conditions on what is derived, as in :func:`sartor.methods.limited`; they need a cost and its target.
         settings: of :func:`sartor.recipes.enas.search_reinforce`.
 
     Raises:
@@ -70,7 +81,7 @@ def proxylessnas_reinforce(
     check_cost("proxylessnas_reinforce", cost)
     if target is not None:
         check_positive("proxylessnas_reinforce", "target", target)
-    derive, accept, reward = oneshot.limited_reward(net, cost, target, exponent)
+    derive, fits, reward = oneshot.limited_reward(net, cost, target, exponent, accept=accept, others=others)
     policy = parts.make_policy(parts.Softmax, net, space=net.space, seed=settings.get("seed", 0), derive=derive)
     paper = parts.with_defaults(
         settings,
@@ -82,4 +93,4 @@ def proxylessnas_reinforce(
             lr=1e-3, betas=(0.0, 0.999), steps=1, draws=10, entropy=0.0, decay=0.01, current=True, one_batch=True, every=16, candidates=0
         ),
     )
-    return search_reinforce(parts.copied(net), policy, data, accept=accept, reward=reward, **paper)
+    return search_reinforce(parts.copied(net), policy, data, accept=fits, reward=reward, **paper)

@@ -7,6 +7,7 @@ which discrete architecture it stands for (`mode`). Methods differ in `probabili
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,11 +38,13 @@ class Policy(nn.Module):
         alpha: parameter `(choices, options)`.
         beta: parameter `(choices,)`, or None without `edges`.
         mask: buffer `(choices, options)`, True where an option is allowed.
+        orders: of a bilevel search that may train it: none for a policy that learns from rewards alone.
 
     Raises:
         UserError: for `edges` that name an unknown choice.
     """
 
+    orders: ClassVar[tuple[int, ...]] = (1, 2)
     alpha: nn.Parameter
     beta: nn.Parameter | None
     mask: Tensor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Controller(Policy):
     Raises:
         UserError: for settings out of range.
     """
+
+    orders: ClassVar[tuple[int, ...]] = ()
 
     def __init__(self, space: Space, *, hidden: int = 64, constant: float = 2.5, temperature: float = 5.0, seed: int = 0, **settings: Any):
         if settings.get("edges") is not None:

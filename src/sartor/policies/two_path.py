@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class TwoPath(Policy):
     Raises:
         UserError: for `edges`: the gates of a choice are zero and one.
     """
+
+    orders: ClassVar[tuple[int, ...]] = (1,)  # the unrolled step has several passes, each with a pair of its own
 
     def __init__(self, space: Space, **settings: Any) -> None:
         if settings.get("edges") is not None:

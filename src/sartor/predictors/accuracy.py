@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 SCHEMA = 1
 #: in order of simplicity: of two that rank equally well the earlier is taken
 CANDIDATES = ("ridge", "ridge_pairs", "gp", "boosting", "mlp")
-_FEWEST = 10
+FEWEST = 10
 
 
 class _Model(Protocol):
@@ -107,8 +107,8 @@ def fit(features: ArrayLike, targets: ArrayLike, *, candidates: Sequence[str] = 
     x, y = np.asarray(features, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     if x.ndim != 2 or y.shape != (len(x),):
         raise UserError(f"expected encodings (n, dims) and accuracies (n,), got {x.shape} and {y.shape}")
-    if len(x) < _FEWEST:
-        raise UserError(f"an accuracy predictor needs at least {_FEWEST} samples, got {len(x)}; evaluate more architectures")
+    if len(x) < FEWEST:
+        raise UserError(f"an accuracy predictor needs at least {FEWEST} samples, got {len(x)}; evaluate more architectures")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise UserError("encodings or accuracies hold NaN or infinity; leave failed evaluations out")
     unknown = [kind for kind in candidates if kind not in CANDIDATES]

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sartor.arch import Arch
 from sartor.policies.base import Policy
 from sartor.recipes.hypergradient import WeightStep, dominant_eigenvalue, frozen, unrolled_gradient
 from sartor.recipes.loop import Batch, Loop, Moment, Optimisation
 from sartor.recipes.loss import as_target, classification_loss
-from sartor.recipes.trajectory import Snapshot, Stop, Verdict
+from sartor.recipes.trajectory import Evaluate, Snapshot, Stop, Verdict, restored
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Alternation:
     stops: Sequence[Stop]
     drop_path: Callable[[float], float]
     eigenvalue: bool
-    evaluate: Callable[[Arch], Mapping[str, float]] | None
+    evaluate: Evaluate | None
     on_epoch: Callable[[Snapshot], None] | None
     channels_last: bool
     loop: Loop = field(init=False)
@@ -207,7 +206,7 @@ class Alternation:
             validation_loss=validation[0] if validation else None,
             validation_accuracy=validation[1] if validation else None,
             eigenvalue=self._eigenvalue(step, fraction) if self.eigenvalue and validation else None,
-            metrics=dict(self.evaluate(arch)) if self.evaluate is not None else {},
+            metrics=dict(self.evaluate(self.net, arch)) if self.evaluate is not None else {},
         )
         self.trajectory.append(snapshot)
         self.train_means, self.validation_means = _Means(), _Means()
@@ -260,7 +259,7 @@ class Alternation:
         for number, term in enumerate(self.terms):
             if isinstance(term, nn.Module):
                 term.load_state_dict(part(f"term{number}."))
-        self.trajectory = [Snapshot.from_json(s) for s in state["trajectory"]]
+        self.trajectory = restored(state["trajectory"], self.on_epoch)
         self.train_means, self.validation_means = (_Means(*values) for values in state["means"])
         if self.trajectory:
             self.verdict = next((v for stop in self.stops if (v := stop(self.trajectory)) is not None), None)

@@ -6,7 +6,7 @@ other terms, stops or network modifiers (:mod:`sartor.methods` puts them togethe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,7 @@ from sartor.recipes.alternation import Adam, Alternation, Term
 from sartor.recipes.loop import Augment, Batch, Loop, Optimisation, steps_per_epoch, stream
 from sartor.recipes.schedule import Progress, budget
 from sartor.recipes.splits import TrainingSplit
-from sartor.recipes.trajectory import Snapshot, Stop
+from sartor.recipes.trajectory import Evaluate, Snapshot, Stop
 
 #: The weights in DARTS: SGD from 0.025 to 0.001 by a cosine, momentum 0.9, decay 3e-4, gradients clipped at 5 (appendix A.1.1).
 WEIGHTS = Optimisation(lr=0.025, momentum=0.9, weight_decay=3e-4, warmup=0.0, clip_norm=5.0, floor=0.04, nesterov=False)
@@ -54,6 +54,7 @@ class SearchResult:
         net, policy: as trained; `net` may be a modified copy of the network that was given.
         notes: sentences for the user, e.g. on a modifier that does not apply.
         by_rule: whether the method derived by a rule of its own, as P-DARTS limits skip connections.
+        epoch: from whose parameters `arch` was derived: the last, or the one that a stop chose.
     """
 
     arch: Arch
@@ -65,6 +66,7 @@ class SearchResult:
     policy: Policy
     notes: tuple[str, ...] = ()
     by_rule: bool = False
+    epoch: int | None = None
 
 
 def search_bilevel(
@@ -88,7 +90,7 @@ def search_bilevel(
     eigenvalue: bool = False,
     drop_path: Callable[[float], float] | None = None,
     augment: Augment | None = None,
-    evaluate: Callable[[Arch], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     on_epoch: Callable[[Snapshot], None] | None = None,
     channels_last: bool = True,
     seed: int = 0,
@@ -113,14 +115,15 @@ def search_bilevel(
         stops: asked after every epoch; the first verdict ends the search.
         eigenvalue: measure the curvature of the validation loss after every epoch, for :func:`sartor.recipes.stops.rising_eigenvalue`.
         drop_path: the rate that the network gets, as a function of the spent share of the budget; 0 by default.
-        evaluate: metrics of the architecture derived after each epoch, kept in the trajectory.
-        on_epoch: told of every snapshot.
+        evaluate: metrics of the architecture derived after each epoch, kept in the trajectory, such as
+            :func:`sartor.recipes.evaluate.shared_accuracy` of images that the search does not see.
+        on_epoch: told of every snapshot; of a resumed search first of those before the break.
         checkpoint: file to save to every `checkpoint_seconds`, and to resume from if it exists.
 
     Raises:
         UserError: on bad settings, a diverged loss (nothing bad is saved), or a foreign checkpoint.
     """
-    _check(order, joint, share, weights_only, every, architecture)
+    _check(policy, order, joint, share, weights_only, every, architecture)
     for_weights, for_architecture = (data.train, data.train) if joint else _divide(data.train, share, seed)
     per_epoch = steps_per_epoch(for_weights, batch)
 
@@ -174,14 +177,19 @@ def search_bilevel(
     )
     state.loop = loop
     trace = loop.run()
-    arch = state.trajectory[state.verdict.epoch - 1].arch if state.verdict else policy.mode()
+    epoch = state.verdict.epoch if state.verdict else len(state.trajectory)
+    arch = state.trajectory[epoch - 1].arch if state.verdict else policy.mode()
     stopped = f"epoch {len(state.trajectory)}: {state.verdict.reason}" if state.verdict else None
-    return SearchResult(arch, tuple(state.trajectory), trace.step, trace.seconds, stopped, net, policy)
+    return SearchResult(arch, tuple(state.trajectory), trace.step, trace.seconds, stopped, net, policy, epoch=epoch)
 
 
-def _check(order: int, joint: bool, share: float, weights_only: float, every: int, architecture: Adam) -> None:
+def _check(policy: Policy, order: int, joint: bool, share: float, weights_only: float, every: int, architecture: Adam) -> None:
     if order not in (1, 2):
         raise UserError(f"order= must be 1 or 2, got {order}")
+    if not policy.orders:
+        raise UserError(f"{type(policy).__name__} has no gradient through its mixtures and learns from rewards: use search_reinforce")
+    if order not in policy.orders:
+        raise UserError(f"{type(policy).__name__} draws anew in every pass of the unrolled step, so that it has none; use order=1")
     if joint and order == 2:
         raise UserError("a joint search has one loss and no unrolled step; use order=1 or joint=False")
     if every < 1 or (joint and every > 1):

@@ -1,7 +1,8 @@
 """What goes wrong in differentiable and weight-sharing search, found while it runs: what was seen, what to do, and, if asked, doing it.
 
 Every diagnosis reads the trajectory alone, so that a resumed search is judged as the interrupted one was; the rank of shared against
-stand-alone accuracy is the exception, as it needs a few networks trained by themselves (:func:`probe_ranks`).
+stand-alone accuracy is the exception, as it needs a few networks trained by themselves (:func:`probe_ranks`). The gap at discretisation and
+one form of over-fitting need the accuracy of what is derived after each epoch: ``evaluate=shared_accuracy(data.validation)``.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from sartor.errors import UserError
 from sartor.recipes.faithfulness import RankCorrelation, rank_correlation
 from sartor.recipes.schedule import Progress
 from sartor.recipes.splits import TrainingData
+from sartor.recipes.stops import SKIPS
 from sartor.recipes.trajectory import Snapshot, Stop, Verdict
 
 Kind = Literal["skip-collapse", "vanishing", "saturated", "over-fitting", "discretisation", "rank-disorder"]
 KINDS: tuple[Kind, ...] = ("skip-collapse", "vanishing", "saturated", "over-fitting", "discretisation", "rank-disorder")
+#: Those that going back to an earlier epoch mends.
+MENDED: tuple[Kind, ...] = ("skip-collapse", "over-fitting")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Thresholds:
 
 
 def diagnose(
-    trajectory: Sequence[Snapshot], space: Space, thresholds: Thresholds | None = None, *, skip: str = "skip_connect"
+    trajectory: Sequence[Snapshot], space: Space, thresholds: Thresholds | None = None, *, skips: Collection[str] = SKIPS
 ) -> list[Finding]:
     """What is wrong at the last of `trajectory`'s epochs, the severe first. Epochs of weights alone are not judged."""
     t = thresholds or Thresholds()
@@ -84,7 +88,7 @@ def diagnose(
     if not searched:
         return []
     checks: tuple[Callable[[], Finding | None], ...] = (
-        lambda: _skip_collapse(searched, space, t, skip),
+        lambda: _skip_collapse(searched, space, t, skips),
         lambda: _undecided(searched, t),
         lambda: _saturated(searched, t),
         lambda: _over_fitting(searched, t),
@@ -94,15 +98,18 @@ def diagnose(
     return sorted(found, key=lambda f: not f.severe)
 
 
-def guard(space: Space, kinds: Collection[Kind] = ("skip-collapse", "over-fitting"), thresholds: Thresholds | None = None) -> Stop:
+def guard(space: Space, kinds: Collection[Kind] = MENDED, thresholds: Thresholds | None = None) -> Stop:
     """A stop that acts on severe findings: the search ends, and the architecture of the last epoch without the finding is taken.
 
     Raises:
-        UserError: for an unknown kind.
+        UserError: for an unknown kind, and one that no earlier epoch is free of.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
         raise UserError(f"guard: unknown diagnosis '{unknown[0]}'; known: {', '.join(KINDS)}")
+    idle = [kind for kind in kinds if kind not in MENDED]
+    if idle:
+        raise UserError(f"guard: it goes back to an earlier epoch, which does not mend '{idle[0]}'; it acts on {', '.join(MENDED)}")
 
     def stop(trajectory: Sequence[Snapshot]) -> Verdict | None:
         for finding in diagnose(trajectory, space, thresholds):
@@ -147,29 +154,29 @@ class Doctor:
 # -- diagnoses ----------------------------------------------------------------------------------------------------------------
 
 
-def _cells(space: Space, arch: Mapping[str, int], skip: str) -> dict[str, list[str]]:
+def _cells(space: Space, arch: Mapping[str, int], skips: Collection[str]) -> dict[str, list[str]]:
     """Cell -> its choices that are on and offer a skip connection; a space of one cell has the one name ''."""
     on = space.active(arch)
     found: dict[str, list[str]] = {}
     for name, options in space.choices.items():
-        if name in on and skip in options:
+        if name in on and any(label in skips for label in options):
             found.setdefault(next((cell for cell in ("normal", "reduc") if name.startswith(cell)), ""), []).append(name)
     return found
 
 
-def _skips(space: Space, arch: Mapping[str, int], skip: str) -> tuple[float, int, int]:
+def _skips(space: Space, arch: Mapping[str, int], skips: Collection[str]) -> tuple[float, int, int]:
     """(largest share of skip connections in a cell, how many, of how many operations)."""
     worst = (0.0, 0, 0)
-    for cell, names in _cells(space, arch, skip).items():
+    for cell, names in _cells(space, arch, skips).items():
         held = [n for n in names if space.choices[n][arch[n]] != "none"]
-        count = sum(space.choices[n][arch[n]] == skip for n in held)
+        count = sum(space.choices[n][arch[n]] in skips for n in held)
         if held and cell != "reduc":  # reduction cells of good DARTS genotypes are full of parameter-free operations
             worst = max(worst, (count / len(names), count, len(names)))
     return worst
 
 
-def _skip_collapse(epochs: Sequence[Snapshot], space: Space, t: Thresholds, skip: str) -> Finding | None:
-    shares = [_skips(space, e.arch, skip) for e in epochs]
+def _skip_collapse(epochs: Sequence[Snapshot], space: Space, t: Thresholds, skips: Collection[str]) -> Finding | None:
+    shares = [_skips(space, e.arch, skips) for e in epochs]
     share, count, total = shares[-1]
     if count < 2:
         return None
@@ -370,5 +377,5 @@ def _distinct(space: Space, count: int, rng: np.random.Generator) -> list[Arch]:
 
 
 __all__ = [
-    "KINDS", "Doctor", "Finding", "Thresholds", "decidedness", "diagnose", "guard", "probe_ranks", "rank_disorder", "reset",
+    "KINDS", "MENDED", "Doctor", "Finding", "Thresholds", "decidedness", "diagnose", "guard", "probe_ranks", "rank_disorder", "reset",
 ]  # fmt: skip

@@ -24,7 +24,7 @@ from sartor.recipes.bilevel import SearchData, SearchResult, _divide
 from sartor.recipes.loop import Augment, Batch, Loop, Moment, Optimisation, steps_per_epoch, stream
 from sartor.recipes.loss import as_target, classification_loss
 from sartor.recipes.schedule import Progress, budget
-from sartor.recipes.trajectory import Snapshot, Stop, Verdict
+from sartor.recipes.trajectory import Evaluate, Snapshot, Stop, Verdict, restored
 
 Reward = Callable[[Arch, float], float]  # (architecture, accuracy on a batch, a fraction) -> what is to be raised
 
@@ -102,7 +102,7 @@ def search_reinforce(
     weights_only: float = 0.0,
     stops: Sequence[Stop] = (),
     augment: Augment | None = None,
-    evaluate: Callable[[Arch], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
     on_epoch: Callable[[Snapshot], None] | None = None,
     channels_last: bool = True,
     seed: int = 0,
@@ -179,7 +179,7 @@ def search_reinforce(
     trace = loop.run()
     last = state.trajectory[state.verdict.epoch - 1] if state.verdict else state.trajectory[-1]
     stopped = f"epoch {len(state.trajectory)}: {state.verdict.reason}" if state.verdict else None
-    return SearchResult(last.arch, tuple(state.trajectory), trace.step, trace.seconds, stopped, net, policy)
+    return SearchResult(last.arch, tuple(state.trajectory), trace.step, trace.seconds, stopped, net, policy, epoch=last.epoch)
 
 
 @dataclass
@@ -194,7 +194,7 @@ class _Turns:
     accept: Callable[[Arch], bool]
     weights_only: float
     stops: Sequence[Stop]
-    evaluate: Callable[[Arch], Mapping[str, float]] | None
+    evaluate: Evaluate | None
     on_epoch: Callable[[Snapshot], None] | None
     channels_last: bool
     seed: int
@@ -294,7 +294,7 @@ class _Turns:
             train_accuracy=correct / max(images, 1),
             validation_loss=reward_loss / rewarded if rewarded else None,
             validation_accuracy=reward_correct / rewarded if rewarded else None,
-            metrics=dict(self.evaluate(arch)) if self.evaluate is not None else {},
+            metrics=dict(self.evaluate(self.net, arch)) if self.evaluate is not None else {},
         )
         self.trajectory.append(snapshot)
         self.sums = [0.0] * 6
@@ -330,7 +330,7 @@ class _Turns:
             for name, value in tensors.items():
                 if name.startswith(prefix):
                     self.optimiser.state[self.named[name.removeprefix(prefix)]][key] = value.clone()
-        self.trajectory = [Snapshot.from_json(s) for s in state["trajectory"]]
+        self.trajectory = restored(state["trajectory"], self.on_epoch)
         self.baseline, self.turns, self.sums = state["baseline"], int(state["turns"]), list(state["sums"])
         if self.trajectory:
             self._judge()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sartor.arch import Arch
 from sartor.recipes.splits import TrainingSplit
 
 
@@ -35,6 +36,30 @@ def accuracy(module: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dic
 def validation_accuracy(module: nn.Module, split: TrainingSplit, *, batch: int = 256, channels_last: bool = True) -> dict[str, float]:
     """:func:`accuracy` over all images of a split."""
     return accuracy(module, tensors(split, batch, channels_last=channels_last))
+
+
+def shared_accuracy(split: Any, *, images: int = 1000, batch: int = 128) -> Callable[[nn.Module, Arch], dict[str, float]]:
+    """``accuracy(net, arch) -> {"accuracy", "top5"}`` on the first `images` of a split, by the network's weights and batch statistics.
+
+    It needs nothing but ``net(x, arch)``, hence also serves networks that no sub-net can be taken out of (partial channels).
+    """
+    shown = split.subset(np.arange(min(len(split), images)))
+
+    def evaluate(net: nn.Module, arch: Arch) -> dict[str, float]:
+        def of(x: Tensor) -> Tensor:
+            logits: Tensor = net(x, arch)
+            return logits
+
+        mode, first, five = net.training, 0, 0
+        net.eval()
+        with torch.no_grad():
+            for x, y in tensors(shown, batch):
+                a, b = count_correct(of(x), y)
+                first, five = first + a, five + b
+        net.train(mode)
+        return {"accuracy": first / max(len(shown), 1), "top5": five / max(len(shown), 1)}
+
+    return evaluate
 
 
 def tensors(split: TrainingSplit, batch: int, *, channels_last: bool = True) -> Iterator[tuple[Tensor, Tensor]]:

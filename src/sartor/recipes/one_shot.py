@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -14,13 +15,23 @@ from sartor.arch import Arch, Space
 from sartor.errors import UserError
 from sartor.evaluators.supernet import SupernetEvaluator
 from sartor.goals import Goals, Limit
-from sartor.recipes.cost_term import Cost
 from sartor.recipes.splits import TrainingData
 from sartor.recipes.trajectory import Snapshot
 from sartor.searchers.base import Searcher
 from sartor.trial import Trial
 
 Evaluate = Callable[[Arch], Mapping[str, float]]
+
+
+class Figure(Protocol):
+    """What is known of an architecture without training, by the name of its metric: a :class:`sartor.recipes.cost_term.Cost`, or less."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, arch: Arch, /) -> Any: ...
+
+
 OnTrial = Callable[[Trial], None]
 
 
@@ -100,13 +111,13 @@ class Exploration:
         return min(self.trials, key=lambda t: (self.goals.violation(t.metrics), float(self.goals.values(t.metrics)[0])))
 
 
-def evolve(explore: Exploration, searcher: Searcher, budget: int, *, batch: int = 1, seed: int = 0) -> Trial:
+def evolve(explore: Exploration, searcher: Searcher, budget: int, *, batch: int = 1, seed: int = 0, least: int = 1) -> Trial:
     """Let a searcher propose until `budget` trials are evaluated, it has nothing left, or the deadline has passed.
 
     The generator of every proposal follows from the seed and the number of trials, as in :func:`sartor.run.search`: with a `batch` of
-    one, an interrupted search goes on from its history as if it had not been.
+    one, an interrupted search goes on from its history as if it had not been. The deadline waits for `least` trials.
     """
-    while len(explore.trials) < budget and not (explore.over and explore.trials):
+    while len(explore.trials) < budget and not (explore.over and len(explore.trials) >= least):
         rng = np.random.default_rng((seed, len(explore.trials)))
         proposals = searcher.ask(explore.trials, (), min(batch, budget - len(explore.trials)), rng)
         before = len(explore.trials)
@@ -163,7 +174,7 @@ def _grid(space: Space, most: int, rng: np.random.Generator) -> list[Arch]:
 
 
 def sub_net_metrics(
-    net: nn.Module, data: TrainingData, costs: Sequence[Cost] = (), *, images: int | None = 1000, seed: int = 0
+    net: nn.Module, data: TrainingData, costs: Sequence[Figure] = (), *, images: int | None = 1000, seed: int = 0
 ) -> Evaluate:
     """Accuracy of a sub-net with calibrated batch normalisation, its parameters and multiply-accumulates, and the given costs."""
     evaluator = SupernetEvaluator(net, data, images=images, seed=seed)  # type: ignore[arg-type]  # checked by the recipe that trained it
@@ -174,7 +185,7 @@ def sub_net_metrics(
     return evaluate
 
 
-def check_limits(limits: Sequence[Limit], costs: Sequence[Cost]) -> None:
+def check_limits(limits: Sequence[Limit], costs: Sequence[Figure]) -> None:
     """Refuse limits on what nothing measures.
 
     Raises:
@@ -188,4 +199,4 @@ def check_limits(limits: Sequence[Limit], costs: Sequence[Cost]) -> None:
         )
 
 
-__all__ = ["Exploration", "OneShotResult", "check_limits", "coarse_to_fine", "evolve", "sub_net_metrics"]
+__all__ = ["Exploration", "Figure", "OneShotResult", "check_limits", "coarse_to_fine", "evolve", "sub_net_metrics"]

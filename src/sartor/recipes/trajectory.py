@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import nn
+
 from sartor.arch import Arch
 
 
@@ -53,6 +55,20 @@ class Verdict:
 
     reason: str
     epoch: int
+
+
+#: Metrics of the architecture that is derived after an epoch, by the network as it is then trained (a method searches with a copy):
+#: (network, architecture) -> metrics. The doctor reads "accuracy", see :func:`sartor.recipes.evaluate.shared_accuracy`.
+Evaluate = Callable[[nn.Module, Arch], Mapping[str, float]]
+
+
+def restored(snapshots: Sequence[Mapping[str, Any]], on_epoch: Callable[[Snapshot], None] | None) -> list[Snapshot]:
+    """The epochs of a checkpoint; `on_epoch` is told of them first, so that it has seen what it would have seen without a break."""
+    found = [Snapshot.from_json(content) for content in snapshots]
+    if on_epoch is not None:
+        for snapshot in found:
+            on_epoch(snapshot)
+    return found
 
 
 #: Looks at the epochs so far, the last one just ended; None to go on. Pure, so that a resumed search judges as the interrupted one did.
