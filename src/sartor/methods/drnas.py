@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,14 @@ def drnas(
     """
     from sartor.errors import UserError
     from sartor.methods import parts
+    from sartor.searchers.variation import whole
 
     if len(k) != len(candidates) or not k:
         raise UserError(f"expected k= and candidates= for the same stages, got {len(k)} and {len(candidates)}")
-    if anchor < 0:
-        raise UserError(f"anchor= must be zero or more, got {anchor}")
+    for part in k:
+        whole("drnas", "k", part, 1)
+    if not 0 <= anchor < math.inf:
+        raise UserError(f"drnas: anchor must be a finite number of zero or more, got {anchor!r}")
     paper = parts.with_defaults(
         settings,
         epochs=25 * len(k),

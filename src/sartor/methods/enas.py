@@ -36,9 +36,13 @@ def enas(
         settings: of :func:`sartor.recipes.enas.search_reinforce`.
     """
     from sartor.methods import oneshot, parts
+    from sartor.methods.limits import check_cost, check_positive
     from sartor.policies.controller import Controller
     from sartor.recipes.enas import search_reinforce
 
+    check_cost("enas", cost)
+    if target is not None:
+        check_positive("enas", "target", target)
     derive, fits, reward = oneshot.limited_reward(net, cost, target, -0.07, accept=accept, others=others)
     policy = parts.make_policy(Controller, net, space=net.space, seed=settings.get("seed", 0), hidden=hidden, derive=derive)
     paper = parts.with_defaults(settings, epochs=150)

@@ -47,7 +47,7 @@ class Exploring:
         rank_epochs: of each of these trainings.
     """
 
-    limits: Sequence[str | Limit] = ()
+    limits: str | Limit | Sequence[str | Limit] = ()
     costs: Sequence[Figure] = ()
     evaluations: int = 1000
     images: int | None = 1000
@@ -58,11 +58,14 @@ class Exploring:
     goals: Goals = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.images is not None and self.images < 1:
+            raise UserError(f"images= must be at least 1, or None for all, got {self.images}")
         if self.evaluations < 1:
             raise UserError(f"evaluations= must be at least 1, got {self.evaluations}")
         if self.ranks and self.ranks < 3:
             raise UserError(f"ranks= must be 0 or at least 3 networks, got {self.ranks}")
-        parsed = tuple(limit if isinstance(limit, Limit) else parse_limit(limit) for limit in self.limits)
+        limits = [self.limits] if isinstance(self.limits, str | Limit) else self.limits
+        parsed = tuple(limit if isinstance(limit, Limit) else parse_limit(limit) for limit in limits)
         check_limits(parsed, self.costs)
         object.__setattr__(self, "goals", Goals(("accuracy",), parsed))
 

@@ -37,7 +37,9 @@ def p_darts(
     """
     from sartor.errors import UserError
     from sartor.methods import parts
+    from sartor.searchers.variation import whole
 
+    whole("p_darts", "most_skips", most_skips, 0)
     if len(candidates) != len(dropout):
         raise UserError(f"expected candidates= and dropout= for the same stages, got {len(candidates)} and {len(dropout)}")
     deeper, shallow = (deepen, ()) if deepen is not None else _deepening(net, settings.get("seed", 0))
