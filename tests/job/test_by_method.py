@@ -15,6 +15,7 @@ import torch
 from sartor import job
 from sartor.arch import Arch
 from sartor.errors import UserError
+from sartor.goals import Goals, parse_limit
 from sartor.job import by_method
 from sartor.job.context import Job
 from sartor.methods import METHODS
@@ -23,6 +24,7 @@ from sartor.recipes.trajectory import Snapshot
 from sartor.request import SearchRequest
 from sartor.spaces.nasbench201 import NasBench201
 from sartor.store import Store
+from sartor.trial import Trial
 
 
 def snapshot(epoch: int, arch: Arch, policy: Softmax) -> Snapshot:
@@ -49,6 +51,17 @@ def test_what_was_derived_comes_first_then_draws() -> None:
     listed = by_method.Listed(proposals)
     first = listed.ask([], [], 2, rng)
     assert first == proposals[:2] and listed.ask([], first, 1, rng) == [proposals[2]]
+
+
+def test_evaluated_sub_nets_within_the_limits_come_first() -> None:
+    net = NasBench201((3, 8, 8), 4, channels=4, cells=1)
+    rng = np.random.default_rng(0)
+    light, between, heavy = sorted((net.space.sample(rng) for _ in range(3)), key=lambda a: net.costs(a)["params"])
+    run = of_space(net)
+    run.predicted, run.goals = net.costs, Goals(("accuracy",), (parse_limit(f"params<={net.costs(between)['params']}"),))
+    trials = [Trial(n, arch, {"accuracy": a}) for n, (arch, a) in enumerate([(heavy, 0.9), (light, 0.5), (between, 0.7)])]
+    proposals = by_method.candidates(run, SimpleNamespace(arch=light, trials=trials))
+    assert [p.arch for p in proposals] == [light, between, heavy] and proposals[1].meta["origin"] == "evaluated"
 
 
 def test_held_choices_are_tried_with_their_other_options() -> None:

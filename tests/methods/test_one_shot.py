@@ -11,6 +11,7 @@ import torch
 from sartor import methods
 from sartor.errors import UserError
 from sartor.layers.blocks import Block
+from sartor.predictors.accuracy import FEWEST
 from sartor.recipes.checkpoint import load_checkpoint
 from sartor.recipes.cost_term import Cost
 
@@ -52,6 +53,11 @@ def test_ofa_shrinks_then_specialises_for_other_limits_without_training() -> Non
     assert all(torch.equal(a, b) for a, b in zip(result.net.parameters(), tight.net.parameters(), strict=True))
     with pytest.raises(UserError, match="needs choices named"):
         methods.ofa(cell_net(), blobs(), steps=6)
+
+
+def test_ofa_has_enough_to_learn_from_however_short_the_time() -> None:
+    result = methods.ofa(elastic_net(), blobs(), seconds=0.05, batch=16, rounds=1)
+    assert len(result.trials) >= FEWEST and result.arch in elastic_net().space
 
 
 def test_bignas_selects_from_coarse_to_fine_and_may_check_its_ranking() -> None:

@@ -175,6 +175,24 @@ def test_shared_error_is_of_sub_nets_on_validation_images_where_there_are_both()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["gdas", "drnas", "pc-darts"])
+def test_a_search_under_a_limit_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """The control of the target is part of the checkpoint: with a multiplier that begins anew the architecture would drift."""
+    net, cost = cell_net(), edge_cost(cell_net())
+    settings: dict[str, Any] = {**QUICK, "steps": 12, "weights_only": 0.0, "cost": cost, "target": 14.0}
+    whole = limited(name, net, blobs(), **settings)
+
+    def breaks(what: str, done: int, total: int) -> None:
+        if what.startswith("search") and done == 4:
+            raise KeyboardInterrupt
+
+    kept = {"checkpoint": tmp_path / "s.safetensors", "checkpoint_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        limited(name, net, blobs(), progress=breaks, **kept, **settings)
+    again = limited(name, net, blobs(), **kept, **settings)
+    assert torch.equal(again.policy.alpha, whole.policy.alpha) and again.trajectory == whole.trajectory and again.arch == whole.arch
+
+
 @pytest.mark.parametrize("name", ["pc-darts", "drnas"])
 def test_a_limit_on_a_search_with_partial_channels(name: str) -> None:
     net = DartsNet((1, 8, 8), 4, channels=4, cells=3)

@@ -9,7 +9,7 @@ import torch
 
 from sartor.arch import Arch
 from sartor.errors import UserError
-from sartor.policies import Gumbel, Policy, Softmax
+from sartor.policies import Controller, Gumbel, Policy, Softmax, TwoPath
 from sartor.recipes.bilevel import Adam, SearchResult, search_bilevel
 from sartor.recipes.checkpoint import load_checkpoint
 from sartor.recipes.cost_term import Cost, Target
@@ -84,6 +84,28 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     run(Softmax(TinyNet().space), steps=2, checkpoint=path)
     with pytest.raises(UserError, match="policy"):
         run(Gumbel(TinyNet().space), steps=2, checkpoint=path)
+    with pytest.raises(UserError, match="terms"):
+        run(Softmax(TinyNet().space), steps=2, checkpoint=path, terms=[Target(widths(), 2.0)])
+    path.unlink()
+    run(Gumbel(TinyNet().space), steps=2, checkpoint=path, terms=[Target(widths(), 2.0)])
+    with pytest.raises(UserError, match=r"'target': 2\.0.*'target': 3\.0"):
+        run(Gumbel(TinyNet().space), steps=2, checkpoint=path, terms=[Target(widths(), 3.0)])
+    with pytest.raises(UserError, match="'range'"):
+        run(Gumbel(TinyNet().space, temperature=(5.0, 1.0)), steps=2, checkpoint=path, terms=[Target(widths(), 2.0)])
+
+
+def widths() -> Cost:
+    """A cost of TinyNet's two widths."""
+    space = TinyNet().space
+    return Cost("params", [Potential((name,), np.arange(1.0, 1 + len(space.choices[name]))) for name in ("w1", "w2")])
+
+
+def test_a_policy_that_a_bilevel_search_cannot_train_is_refused() -> None:
+    """Nothing of a controller would ever move; the unrolled step has passes of other pairs than the one that is moved together."""
+    with pytest.raises(UserError, match=r"Controller .* use search_reinforce"):
+        run(Controller(TinyNet().space), steps=2)
+    with pytest.raises(UserError, match=r"TwoPath .* use order=1"):
+        run(TwoPath(TinyNet().space), steps=2, order=2)
 
 
 def test_the_architecture_rests_while_weights_are_trained_alone() -> None:

@@ -59,7 +59,7 @@ def drnas(
         space = parts.without(space, "none")  # as in the authors' code for the space of DARTS, which derives no `none`
     results: list[SearchResult] = []
     for stage, part in enumerate(k):
-        partial, notes = parts.partial_if_possible(net, part)
+        partial, notes = parts.partial_if_possible(net, part, seed=paper.get("seed", 0) + stage)
         begun = parts.fixed_norms(partial)
         if results:
             space = parts.keep_candidates(results[-1].policy, candidates[stage])

@@ -86,10 +86,13 @@ def search(net: Any, begun: nn.Module, policy: Policy, data: SearchData, *notes:
     return replace(result, notes=(*result.notes, *notes, *relaxed_space(net)[1]))
 
 
-def partial_if_possible(net: nn.Module, k: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """:func:`partial_channels`, or the network as it is with a note where nothing in it can take part."""
+def partial_if_possible(net: nn.Module, k: int, *, seed: int = 0) -> tuple[nn.Module, tuple[str, ...]]:
+    """:func:`partial_channels`, or the network as it is with a note where nothing in it can take part. Narrower operations have new
+    weights, which follow from the seed alone."""
     try:
-        return partial_channels(net, k), ()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return partial_channels(net, k), ()
     except UserError as error:
         return net, (f"{error}; the search runs on all channels",)
 

@@ -28,7 +28,7 @@ def pc_darts(net: Any, data: SearchData, *, k: int = 4, **settings: Any) -> Sear
     whole("pc_darts", "k", k, 1)  # `partial_if_possible` would make a note of it
     edges = parts.incoming_edges(net)
     policy = parts.make_policy(parts.Softmax, net, edges=edges, seed=settings.get("seed", 0))
-    partial, notes = parts.partial_if_possible(net, k)
+    partial, notes = parts.partial_if_possible(net, k, seed=settings.get("seed", 0))
     if edges is None:
         notes = (*notes, f"{type(net).__name__} names no edges that enter a node (`incoming`): the search runs without edge normalisation")
     paper = parts.with_defaults(

@@ -41,6 +41,17 @@ class Term(Protocol):
     def update(self, mixture: Mapping[str, Any]) -> None: ...
 
 
+def described(part: Any) -> list[Any]:
+    """What a policy or a term is, for comparison with a checkpoint: its type, its plain settings, and those of a term inside."""
+    plain = {}
+    for name, value in sorted(vars(part).items()):
+        values = value if isinstance(value, tuple) else (value,)
+        if name not in ("training", "names") and all(isinstance(v, bool | int | float | str) for v in values):
+            plain[name] = list(value) if isinstance(value, tuple) else value
+    inside, cost = getattr(part, "term", None), getattr(part, "cost", None)
+    return [type(part).__name__, plain, *([cost.name] if cost else []), *([described(inside)] if inside else [])]
+
+
 @dataclass
 class _Means:
     """Sums over the steps of an epoch."""

@@ -17,7 +17,7 @@ from torch import nn
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.policies.base import Policy
-from sartor.recipes.alternation import Adam, Alternation, Term
+from sartor.recipes.alternation import Adam, Alternation, Term, described
 from sartor.recipes.loop import Augment, Batch, Loop, Optimisation, steps_per_epoch, stream
 from sartor.recipes.schedule import Progress, budget
 from sartor.recipes.splits import TrainingSplit
@@ -160,7 +160,8 @@ def search_bilevel(
         channels_last=channels_last,
         settings={
             "space": policy.space.fingerprint,
-            "policy": type(policy).__name__,
+            "policy": described(policy),
+            "terms": [described(term) for term in terms],
             "order": order,
             "joint": joint,
             "share": share,
