@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from sartor.errors import UserError
 from sartor.goals import Goals, parse_limit
 from sartor.job import method_settings
 from sartor.job.method_settings import Costs, doctor_notes, doctor_of, predicted_limits, rank_notes, refuse_unfit, search_method
+from sartor.layers.partial import fixed_norms, partial_channels
 from sartor.methods import BY_EPOCH, GRADIENT, METHODS
 from sartor.request import SearchRequest
 
@@ -99,7 +101,7 @@ def test_the_doctor_watches_the_search_and_knows_what_is_derived(name: str) -> N
     assert all(0 <= s.metrics["accuracy"] <= 1 for s in result.trajectory)
     notes = doctor_notes(job, doctor, result.trajectory)
     assert notes and len(job.told) == len(doctor.findings)
-    assert all(any(f"doctor: {finding.kind}" in told for told in job.told) for finding in doctor.findings)
+    assert all(any(f"doctor, {finding.kind}:" in told for told in job.told) for finding in doctor.findings)
 
 
 def test_what_passed_before_the_end_is_said_to_have_passed() -> None:
@@ -121,6 +123,17 @@ def test_ranks_are_checked_when_asked_for() -> None:
     assert rank_notes(job_of(cell_net(), "gdas"), cell_net()) == []
     (told, *_) = rank_notes(job, job.net)
     assert "accuracy of 3 networks" in told and "Kendall's tau" in told and job.told
+    partial = fixed_norms(partial_channels(cell_net(), 4))
+    (told,) = rank_notes(job, partial)
+    assert told.startswith("ranks were not checked: ")
+    few = (
+        cell_net()
+        .space.restrict({name: ["nor_conv_3x3"] for name in list(cell_net().space.choices)[1:]})
+        .restrict({"edge01": ["skip_connect", "nor_conv_3x3"]})
+    )
+    narrow = copy.copy(job.net)
+    narrow.space = few
+    assert rank_notes(job, narrow) == ["ranks were not checked: ranks need at least 3 architectures, got 2."]
 
 
 def test_a_space_that_a_method_cannot_search_is_refused_before_anything_is_measured() -> None:

@@ -175,6 +175,17 @@ def test_shared_error_is_of_sub_nets_on_validation_images_where_there_are_both()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["enas", "proxylessnas-reinforce"])
+def test_a_checkpoint_of_another_target_is_refused(name: str, tmp_path: Path) -> None:
+    """What it derived keeps its own target, not the one that is asked for now."""
+    net, cost = cell_net(), edge_cost(cell_net())
+    kept: dict[str, Any] = {"checkpoint": tmp_path / "s.safetensors", **QUICK}
+    METHODS[name](net, blobs(), cost=cost, target=40.0, **kept)
+    for settings in ({"cost": cost, "target": 10.0}, {}):
+        with pytest.raises(UserError, match="reward"):
+            METHODS[name](net, blobs(), **settings, **kept)
+
+
 @pytest.mark.parametrize("name", ["gdas", "drnas", "pc-darts"])
 def test_a_search_under_a_limit_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     """The control of the target is part of the checkpoint: with a multiplier that begins anew the architecture would drift."""

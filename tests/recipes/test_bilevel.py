@@ -94,6 +94,24 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
         run(Gumbel(TinyNet().space, temperature=(5.0, 1.0)), steps=2, checkpoint=path, terms=[Target(widths(), 2.0)])
 
 
+def test_what_a_term_counts_does_not_keep_a_search_from_going_on(tmp_path: Path) -> None:
+    class Counting:
+        def __init__(self, weight: float = 0.1) -> None:
+            self.weight, self.seen = weight, 0
+
+        def __call__(self, loss: torch.Tensor, mixture: Any) -> torch.Tensor:
+            return loss * (1 + self.weight)
+
+        def update(self, mixture: Any) -> None:
+            self.seen += 1
+
+    path, term = tmp_path / "search.safetensors", Counting()
+    first = run(Softmax(TinyNet().space), steps=3, checkpoint=path, terms=[term])
+    assert term.seen == 3 and run(Softmax(TinyNet().space), steps=3, checkpoint=path, terms=[term]).arch == first.arch
+    with pytest.raises(UserError, match=r"'weight': 0\.1.*'weight': 0\.2"):
+        run(Softmax(TinyNet().space), steps=3, checkpoint=path, terms=[Counting(0.2)])
+
+
 def widths() -> Cost:
     """A cost of TinyNet's two widths."""
     space = TinyNet().space

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sartor.arch import Arch
+from sartor.arch import Arch, Space
 from sartor.benchmarks.nasbench201 import OPS, SPACE
 from sartor.errors import UserError
 from sartor.methods import METHODS
@@ -215,6 +215,13 @@ def test_what_is_derived_is_judged_with_the_weights_of_the_search() -> None:
     assert all(one is result.net for one in nets) and result.net is not net
     trained, untrained = result.trajectory[-1].metrics["accuracy"], accuracy(net, result.arch)["accuracy"]
     assert trained == accuracy(result.net, result.trajectory[-1].arch)["accuracy"] != untrained
+
+
+def test_options_may_be_lists() -> None:
+    """They cannot be in a set, and are no skip connections."""
+    space = Space({"a": [[1, 2], [3, 4]], "b": ["skip_connect", "x"]})
+    epochs = [replace(s, arch=Arch({"a": 1, "b": 1}), strengths={}) for s in HEALTHY]
+    assert diagnose(epochs, space) == [] and guard(space)(epochs) is None
 
 
 def test_the_cells_of_nasnet_collapse_too() -> None:

@@ -117,6 +117,7 @@ def _phases(job: Job) -> dict[str, Any]:
         job.state.put("checked")
     refuse_unfit(job)
     fit_device(job)
+    refuse_unfit(job)  # of a space that the device has narrowed
     if "attainable" not in job.state:
         limits.check_attainable(job)
         job.state.put("attainable")

@@ -44,8 +44,8 @@ def search(job: Job) -> list[Trial]:
 
 
 def _carry_out(job: Job) -> Any:
-    """The method, resumable by its checkpoint; afterwards it only reads that. The weights that sub-nets inherit, where they can, are
-    saved as those of any supernet."""
+    """The method, resumable by its checkpoint; afterwards it trains nothing more (SPOS, OFA and BigNAS evaluate again). The
+    weights that sub-nets inherit, where they can, are saved as those of any supernet."""
     request = job.request
     settings: dict[str, Any] = {
         "seconds": job.plan.supernet + job.plan.screen,

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sartor.arch import Arch
+from sartor.errors import UserError
 from sartor.goals import Goals, Limit, metric_of
 from sartor.hardware.graph import Op
 from sartor.job.context import Job
+from sartor.job.explore import batch_size
 from sartor.methods import BY_EPOCH, GRADIENT, METHODS
 from sartor.predictors.latency.composite import weighted_price
 from sartor.recipes.doctor import Doctor, diagnose, guard
@@ -52,7 +54,10 @@ def search_method(job: Job, settings: Mapping[str, Any], doctor: Doctor | None) 
     if name not in GRADIENT:
         return method(job.net, job.data, **limit, **given), notes
     if name in ("fbnet", "proxylessnas") and "latency_ms" in costs.asked:
-        method = functools.partial(method, cost=costs["latency_ms"])
+        try:
+            method = functools.partial(method, cost=costs["latency_ms"])
+        except UserError as error:  # it cannot be told of a mixture
+            notes.append(f"its loss has no latency: {error}")
     if not limit:
         return method(job.net, job.data, **given), notes
     from sartor.methods.limits import limited
@@ -142,7 +147,7 @@ def doctor_of(job: Job) -> Doctor | None:
     """One that watches the run's method and tells what it finds at once; None for methods without epochs to judge."""
     if job.request.strategy not in BY_EPOCH:
         return None
-    return Doctor(job.net.space, tell=lambda finding: job.progress(f"doctor: {str(finding).rstrip(chr(46))}", 1, 1))
+    return Doctor(job.net.space, tell=lambda finding: job.progress(f"doctor, {finding.kind}: {str(finding).rstrip('.')}", 1, 1))
 
 
 def doctor_notes(job: Job, doctor: Doctor, trajectory: Sequence[Any]) -> list[str]:
@@ -155,19 +160,18 @@ def doctor_notes(job: Job, doctor: Doctor, trajectory: Sequence[Any]) -> list[st
 
 
 def rank_notes(job: Job, net: Any) -> list[str]:
-    """Shared against stand-alone accuracy of as many networks as the user asked for, each trained for as long as one that is delivered."""
-    from sartor.errors import UserError
+    """Shared against stand-alone accuracy of as many networks as the user asked for, each trained for about as long as a delivered one."""
     from sartor.recipes.doctor import probe_ranks, rank_disorder
 
     count = job.request.check_ranks
     if not count:
         return []
-    try:
-        net.extract(job.net.space.canonical(job.net.smallest))
-    except UserError as error:
-        return [f"ranks were not checked: {error}"]
     seconds = job.plan.finish / max(1, job.request.models)
-    found = probe_ranks(net, job.data, nets=count, seconds=seconds, augment=job.policy, seed=job.request.seed, progress=job.progress)
+    training: dict[str, Any] = {"seconds": seconds, "batch": batch_size(job), "augment": job.policy, "progress": job.progress}
+    try:
+        found = probe_ranks(net, job.data, nets=count, seed=job.request.seed, **training)
+    except UserError as error:  # partial channels, or too few networks in the space: the search itself is none the worse for it
+        return [f"ranks were not checked: {str(error).rstrip('.')}."]
     tau, finding = found.kendall_tau, rank_disorder(found)
     told = f"shared and stand-alone accuracy of {found.n} networks, each trained alone for {seconds:.0f} s: Kendall's tau {tau.value:.2f}"
     return [f"{told} [{tau.low:.2f}, {tau.high:.2f}].", *([str(finding)] if finding else [])]

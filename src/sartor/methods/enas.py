@@ -46,4 +46,6 @@ def enas(
     derive, fits, reward = oneshot.limited_reward(net, cost, target, -0.07, accept=accept, others=others)
     policy = parts.make_policy(Controller, net, space=net.space, seed=settings.get("seed", 0), hidden=hidden, derive=derive)
     paper = parts.with_defaults(settings, epochs=150)
-    return search_reinforce(parts.copied(net), policy, data, accept=fits, reward=reward, **paper)
+    return search_reinforce(
+        parts.copied(net), policy, data, accept=fits, reward=reward, agreed=oneshot.agreed(cost, target, -0.07, others), **paper
+    )

@@ -123,6 +123,13 @@ def excess_over_limits(net: Any, how: Exploring) -> Callable[[Arch], float]:
     return excess
 
 
+def agreed(cost: Cost | None, target: float | None, exponent: float, others: Sequence[Bound] = ()) -> list[str | float]:
+    """What a checkpoint of a search by :func:`limited_reward` must agree in."""
+    if cost is None or target is None:
+        return []
+    return [cost.name, float(target), exponent, *(part for bound in others for part in (bound.cost.name, float(bound.at_most)))]
+
+
 def predicted_first(explore: Exploration, net: Any, costs: Sequence[Figure], *, samples: int, rounds: int, seed: int) -> Trial:
     """Learn accuracy from `samples` sub-nets, evolve on the prediction, then evaluate what it likes best (Cai et al. 2020, section 3.4).
 
@@ -189,7 +196,7 @@ def limited_reward(
 
 
 __all__ = [
-    "BUDGETS", "Accept", "Cost", "Exploration", "Exploring", "OneShotResult", "SearchResult", "budgeted", "coarse_to_fine", "concluded",
-    "copied", "evolve", "evolve_top", "excess_over_limits", "exploring", "limited_reward", "make_searcher", "predicted_first", "refuse_few",
-    "train_sandwich", "train_shrinking", "train_single_path",
+    "BUDGETS", "Accept", "Cost", "Exploration", "Exploring", "OneShotResult", "SearchResult", "agreed", "budgeted", "coarse_to_fine",
+    "concluded", "copied", "evolve", "evolve_top", "excess_over_limits", "exploring", "limited_reward", "make_searcher", "predicted_first",
+    "refuse_few", "train_sandwich", "train_shrinking", "train_single_path",
 ]  # fmt: skip

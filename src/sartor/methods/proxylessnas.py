@@ -93,4 +93,5 @@ def proxylessnas_reinforce(
             lr=1e-3, betas=(0.0, 0.999), steps=1, draws=10, entropy=0.0, decay=0.01, current=True, one_batch=True, every=16, candidates=0
         ),
     )
-    return search_reinforce(parts.copied(net), policy, data, accept=fits, reward=reward, **paper)
+    agreed = oneshot.agreed(cost, target, exponent, others)
+    return search_reinforce(parts.copied(net), policy, data, accept=fits, reward=reward, agreed=agreed, **paper)

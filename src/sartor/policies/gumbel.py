@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Gumbel(Policy):
     Raises:
         UserError: for a `temperature` that is no pair of finite numbers above zero.
     """
+
+    SETTINGS: ClassVar[tuple[str, ...]] = ("range",)
 
     def __init__(
         self, space: Space, *, temperature: tuple[float, float] = (5.0, 0.1), linear: bool = False, hard: bool = False, **settings: Any

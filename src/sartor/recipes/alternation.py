@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,11 +43,15 @@ class Term(Protocol):
 
 
 def described(part: Any) -> list[Any]:
-    """What a policy or a term is, for comparison with a checkpoint: its type, its plain settings, and those of a term inside."""
+    """What a policy or a term is, for comparison with a checkpoint: its type, its plain settings, and those of a term inside.
+
+    Settings are attributes named like parameters of the constructor, and those that the class names in `SETTINGS`: others may count.
+    """
     plain = {}
-    for name, value in sorted(vars(part).items()):
+    for name in sorted({*inspect.signature(type(part).__init__).parameters, *getattr(part, "SETTINGS", ())} - {"self"}):
+        value = getattr(part, name, None)
         values = value if isinstance(value, tuple) else (value,)
-        if name not in ("training", "names") and all(isinstance(v, bool | int | float | str) for v in values):
+        if all(isinstance(v, bool | int | float | str) for v in values):
             plain[name] = list(value) if isinstance(value, tuple) else value
     inside, cost = getattr(part, "term", None), getattr(part, "cost", None)
     return [type(part).__name__, plain, *([cost.name] if cost else []), *([described(inside)] if inside else [])]

@@ -21,7 +21,7 @@ from sartor.errors import UserError
 from sartor.recipes.faithfulness import RankCorrelation, rank_correlation
 from sartor.recipes.schedule import Progress
 from sartor.recipes.splits import TrainingData
-from sartor.recipes.stops import SKIPS
+from sartor.recipes.stops import SKIPS, labelled
 from sartor.recipes.trajectory import Snapshot, Stop, Verdict
 
 Kind = Literal["skip-collapse", "vanishing", "saturated", "over-fitting", "discretisation", "rank-disorder"]
@@ -159,7 +159,7 @@ def _cells(space: Space, arch: Mapping[str, int], skips: Collection[str]) -> dic
     on = space.active(arch)
     found: dict[str, list[str]] = {}
     for name, options in space.choices.items():
-        if name in on and any(label in skips for label in options):
+        if name in on and any(labelled(label, skips) for label in options):
             found.setdefault(next((cell for cell in ("normal", "reduc") if name.startswith(cell)), ""), []).append(name)
     return found
 
@@ -169,7 +169,7 @@ def _skips(space: Space, arch: Mapping[str, int], skips: Collection[str]) -> tup
     worst = (0.0, 0, 0)
     for cell, names in _cells(space, arch, skips).items():
         held = [n for n in names if space.choices[n][arch[n]] != "none"]
-        count = sum(space.choices[n][arch[n]] in skips for n in held)
+        count = sum(labelled(space.choices[n][arch[n]], skips) for n in held)
         if held and cell != "reduc":  # reduction cells of good DARTS genotypes are full of parameter-free operations
             worst = max(worst, (count / len(names), count, len(names)))
     return worst

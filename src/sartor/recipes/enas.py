@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.policies.base import Policy
-from sartor.recipes.alternation import Adam
+from sartor.recipes.alternation import Adam, described
 from sartor.recipes.bilevel import SearchData, SearchResult, _divide
 from sartor.recipes.loop import Augment, Batch, Loop, Moment, Optimisation, steps_per_epoch, stream
 from sartor.recipes.loss import as_target, classification_loss
@@ -104,6 +104,7 @@ def search_reinforce(
     augment: Augment | None = None,
     evaluate: Evaluate | None = None,
     on_epoch: Callable[[Snapshot], None] | None = None,
+    agreed: Sequence[str | float] = (),
     channels_last: bool = True,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -120,6 +121,7 @@ def search_reinforce(
         policy: with `draw` and `log_prob`; a :class:`sartor.policies.controller.Controller` or any independent one.
         reward: the accuracy itself by default; :func:`sartor.recipes.cost_term.mnasnet_reward` weighs it by a cost.
         accept: what may be derived; among drawn candidates that it refuses, the policy's mode is the last resort.
+        agreed: what a checkpoint must agree in besides, such as the target that is in `reward` and `accept`.
         weights_only: share of the budget, at its start, in which the policy rests.
         stops, evaluate, on_epoch, checkpoint: as in :func:`sartor.recipes.bilevel.search_bilevel`.
 
@@ -163,7 +165,8 @@ def search_reinforce(
         settings={
             "recipe": "policy gradient",
             "space": policy.space.fingerprint,
-            "policy": type(policy).__name__,
+            "policy": described(policy),
+            "reward": list(agreed),
             "share": share,
             "weights_only": weights_only,
             "learning": [list(value) if isinstance(value, tuple) else value for value in asdict(learning).values()],  # as JSON has it

@@ -43,7 +43,9 @@ def shared_accuracy(split: Any, *, images: int = 1000, batch: int = 128) -> Call
 
     It needs nothing but ``net(x, arch)``, hence also serves networks that no sub-net can be taken out of (partial channels).
     """
-    shown = split.subset(np.arange(min(len(split), images)))
+    count = min(len(split), images)
+    count -= count > 1 and count % batch == 1  # one image has no statistics of its own
+    shown = split.subset(np.arange(count))
 
     def evaluate(net: nn.Module, arch: Arch) -> dict[str, float]:
         def of(x: Tensor) -> Tensor:

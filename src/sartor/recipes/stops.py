@@ -19,13 +19,14 @@ SKIPS: frozenset[str] = frozenset({"skip_connect", "identity"})
 NOT_LEARNED = SKIPS | {"none", "avg_pool_3x3", "max_pool_3x3"}
 
 
-def _labelled(label: Any, labels: Collection[str]) -> bool:
+def labelled(label: Any, labels: Collection[str]) -> bool:
+    """Whether an option is labelled as one of `labels`."""
     return isinstance(label, str) and label in labels  # other labels may be lists, which no set can be asked about
 
 
 def offers_skips(space: Space, *, skips: Collection[str] = SKIPS) -> bool:
     """Whether any choice allows an option labelled as one of `skips`."""
-    return any(_labelled(space.choices[name][i], skips) for name, allowed in space.allowed.items() for i in allowed)
+    return any(labelled(space.choices[name][i], skips) for name, allowed in space.allowed.items() for i in allowed)
 
 
 def skips_of(
@@ -36,7 +37,7 @@ def skips_of(
     return [
         name
         for name, options in space.choices.items()
-        if name in on and (among is None or among(name)) and _labelled(options[arch[name]], skips)
+        if name in on and (among is None or among(name)) and labelled(options[arch[name]], skips)
     ]
 
 
@@ -79,7 +80,7 @@ def stable_ranking(space: Space, epochs: int = 10, *, without: Collection[str] =
 
     def ranking(snapshot: Snapshot) -> list[tuple[int, ...]]:
         learned = [
-            {index: weight for index, weight in row.items() if not _labelled(space.choices[name][index], without)}
+            {index: weight for index, weight in row.items() if not labelled(space.choices[name][index], without)}
             for name, row in snapshot.strengths.items()
         ]
         return [tuple(sorted(row, key=row.__getitem__, reverse=True)) for row in learned]
