@@ -48,9 +48,7 @@ def search_method(job: Job, settings: Mapping[str, Any], doctor: Doctor | None) 
     if name not in BY_EPOCH:
         limits, figures = predicted_limits(job)
         return method(job.net, job.data, limits=limits, costs=figures, **given), notes
-    limit = _limit(job, costs)
-    if job.goals.limits and not limit:
-        notes.append("none of the limits is a sum over operations, which the search could press for: they are judged afterwards")
+    limit = _limit(job, costs, notes)
     if name not in GRADIENT:
         return method(job.net, job.data, **limit, **given), notes
     if name in ("fbnet", "proxylessnas") and "latency_ms" in costs.asked:
@@ -65,13 +63,34 @@ def search_method(job: Job, settings: Mapping[str, Any], doctor: Doctor | None) 
     return limited(method, job.net, job.data, **limit, **given), notes
 
 
-def _limit(job: Job, costs: Costs) -> dict[str, Any]:
-    from sartor.methods.limits import goal_limit
+def _limit(job: Job, costs: Costs, notes: list[str]) -> dict[str, Any]:
+    """The limits as settings of a method that derives architectures, with a note where they are not pressed for."""
+    from sartor.methods.limits import derivation_within, goal_limit
+    from sartor.recipes.cost_term import Cost
 
     if not job.goals.limits:
         return {}
     metrics = ("latency_ms" if limit.metric == "throughput" else limit.metric for limit in job.goals.limits)
-    return goal_limit(job.goals, [costs[name] for name in dict.fromkeys(metrics) if name in costs], job.predicted)
+    found = goal_limit(job.goals, [costs[name] for name in dict.fromkeys(metrics) if name in costs], job.predicted)
+    if found:
+        return found
+    notes.append("none of the limits is a sum over operations, which the loss could press for: ")
+    if any(limit.key in job.predicted(job.canonical(job.net.smallest)) for limit in job.goals.limits):
+        free = Cost("nothing", [], constant=1.0)  # always kept: what is derived is bounded by the figures alone
+        accept = functools.partial(_accepted, job)
+        try:
+            derivation_within(job.net.space, free, 1.0, accept=accept)({})
+        except UserError:  # which is no proof that there is none: the run has looked for the cheapest itself
+            pass
+        else:
+            notes[-1] += "what is derived keeps them all the same"
+            return {"cost": free, "target": 1.0, "accept": accept}
+    notes[-1] += "they are judged afterwards"
+    return {}
+
+
+def _accepted(job: Job, arch: Arch) -> bool:
+    return excess(job, arch) <= 0
 
 
 def predicted_limits(job: Job) -> tuple[list[Limit], list[Predicted]]:
