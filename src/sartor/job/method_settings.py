@@ -16,7 +16,7 @@ from sartor.job.context import Job
 from sartor.job.explore import batch_size
 from sartor.methods import BY_EPOCH, GRADIENT, METHODS
 from sartor.predictors.latency.composite import weighted_price
-from sartor.recipes.doctor import Doctor, diagnose, guard
+from sartor.recipes.doctor import Doctor, Finding, diagnose, guard
 from sartor.recipes.evaluate import shared_accuracy
 
 if TYPE_CHECKING:
@@ -166,7 +166,11 @@ def doctor_of(job: Job) -> Doctor | None:
     """One that watches the run's method and tells what it finds at once; None for methods without epochs to judge."""
     if job.request.strategy not in BY_EPOCH:
         return None
-    return Doctor(job.net.space, tell=lambda finding: job.progress(f"doctor, {finding.kind}: {str(finding).rstrip('.')}", 1, 1))
+
+    def tell(finding: Finding) -> None:
+        job.progress(f"doctor, {finding.kind}: {finding.seen} {finding.advice.rstrip('.')}", 1, 1)
+
+    return Doctor(job.net.space, tell=tell)
 
 
 def doctor_notes(job: Job, doctor: Doctor, trajectory: Sequence[Any]) -> list[str]:
@@ -193,4 +197,4 @@ def rank_notes(job: Job, net: Any) -> list[str]:
         return [f"ranks were not checked: {str(error).rstrip('.')}."]
     tau, finding = found.kendall_tau, rank_disorder(found)
     told = f"shared and stand-alone accuracy of {found.n} networks, each trained alone for {seconds:.0f} s: Kendall's tau {tau.value:.2f}"
-    return [f"{told} [{tau.low:.2f}, {tau.high:.2f}].", *([str(finding)] if finding else [])]
+    return [f"{told} [{tau.low:.2f}, {tau.high:.2f}].", *([f"{finding.kind}: {finding.seen} {finding.advice}"] if finding else [])]
