@@ -239,6 +239,11 @@ def _running(folder: Path) -> Iterator[None]:
     """Turn what can end a run before its time into a sentence that says where things lie and what to do."""
     try:
         yield
+    except Unusable as error:
+        if (folder / "config.json").is_file() and "sartor resume" not in str(error):  # from a place that knows of no run
+            go_on = f"make room or mend the rights, then go on with `sartor resume {folder}`"
+            raise Unusable(f"{error}. What was finished is kept: {go_on}.") from None
+        raise
     except UserError:
         raise
     except KeyboardInterrupt:

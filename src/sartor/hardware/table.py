@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sartor.errors import UserError
+from sartor.errors import Unusable, UserError
 from sartor.hardware._lower import Quantize, lower, lower_input
 from sartor.hardware._timing import Stopwatch
 from sartor.hardware.calibrate import Calibration, Pair, fit, terms
@@ -175,7 +175,7 @@ class LatencyTable:
         try:
             self._database.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
         except sqlite3.Error as error:
-            raise UserError(f"expected to write to the latency table {self.path}, got: {error}") from error
+            raise Unusable(f"the latency table {self.path} cannot be used: {error}") from error
         self.entries[signature] = entry
 
     # ---------------------------------------------------------------------------------------------- calibration
