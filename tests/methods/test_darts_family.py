@@ -158,6 +158,13 @@ def test_a_stop_ends_all_stages_and_its_epoch_is_derived_from(data: Dataset, nam
     assert skips > 2 or result.arch == chosen.arch
 
 
+@pytest.mark.parametrize("name", ["p-darts", "drnas"])
+def test_a_stop_in_the_first_stage_is_the_end(data: Dataset, name: str) -> None:
+    settings: dict[str, Any] = {"steps": 12, "batch": 16, "weights_only": 0.0}
+    result = METHODS[name](net(), data, stops=[lambda epochs: Verdict("enough", 1)], **settings)
+    assert len(result.trajectory) == 1 and result.stopped == "epoch 1: enough" and result.epoch == 1
+
+
 def test_p_darts_limits_skips_in_what_it_derives(data: Dataset) -> None:
     """With skips favoured from the start, plain derivation would take them on all edges."""
     from sartor.methods import parts
