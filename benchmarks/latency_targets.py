@@ -93,7 +93,7 @@ def on_supernet(method: str, known: dict[str, np.ndarray], target: float, option
     from sartor.spaces.nasbench201 import NasBench201
 
     torch.manual_seed(seed)
-    data = load("cifar10", seed=0, limit=options.images, size=16)
+    data = load(options.data, seed=0, limit=options.images, size=16)
     net = NasBench201(data.input_shape, len(data.classes), channels=8, cells=1)
     cost = Cost.of_table(CHOICES, known["latency_ms"], name="latency_ms", unit="ms")
     mask = known["connected"]
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of a search on the table")
     parser.add_argument("--seconds", type=float, default=120.0, help="of a search with shared weights")
     parser.add_argument("--images", type=int, default=5000, help="of CIFAR-10, for a search with shared weights")
+    parser.add_argument("--data", default="cifar10", help="CIFAR-10, by name or as a file, for a search with shared weights")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     length = options.steps if options.loss == "table" else f"{options.seconds:g}s-{options.images}"

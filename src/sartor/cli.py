@@ -83,7 +83,7 @@ def search(
     strategy: Annotated[
         str | None, typer.Option(help="Search strategy, such as nsga2, pc-darts or ofa; random is the control (default: nsga2).")
     ] = None,
-    guard: Annotated[bool | None, typer.Option("--guard", help="End a gradient method when its doctor finds a collapse.")] = None,
+    guard: Annotated[bool | None, typer.Option("--guard", help="End a search by epochs when its doctor finds a collapse.")] = None,
     check_ranks: Annotated[
         int | None, typer.Option(parser=whole, metavar="N", help="Train N networks alone too, to check the method's ranking (default: 0).")
     ] = None,

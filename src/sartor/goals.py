@@ -263,6 +263,10 @@ class Goals:
             return math.inf
         return float(sum(max(0.0, limit.excess(metrics)) for limit in self.limits))
 
+    def excess(self, figures: Mapping[str, float]) -> float:
+        """:meth:`violation` of the limits on what is in `figures` alone: 0 where nothing that is known breaks a limit."""
+        return float(sum(max(0.0, limit.excess(figures)) for limit in self.limits if limit.key in figures))
+
     def feasible(self, metrics: Mapping[str, float]) -> bool:
         """Whether every limit is kept and every named metric is there."""
         return self.violation(metrics) == 0.0

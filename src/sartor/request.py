@@ -71,7 +71,7 @@ class SearchRequest(BaseModel):
     composite: list[float] | None = Field(None, description="three weights of composite_cost, of FLOPs, moved bytes and latency")
     merit: list[float] | None = Field(None, description="three exponents of merit, of accuracy, energy and latency")
     strategy: str = Field("nsga2", description="the name of a search strategy, such as nsga2, random or pc-darts")
-    guard: bool = Field(False, description="whether a gradient method is ended when its doctor finds a collapse, true or false")
+    guard: bool = Field(False, description="whether a search by epochs is ended when its doctor finds a collapse, true or false")
     check_ranks: int = Field(
         0, ge=0, le=100, description="how many networks are also trained alone, to check the ranking by shared weights: 0, or 3 to 100"
     )

@@ -115,9 +115,8 @@ def _phases(job: Job) -> dict[str, Any]:
         job.progress("look at the network", 0, 1)
         check(job.net, archs=4, effects=False)
         job.state.put("checked")
-    refuse_unfit(job)
     fit_device(job)
-    refuse_unfit(job)  # of a space that the device has narrowed
+    refuse_unfit(job)
     if "attainable" not in job.state:
         limits.check_attainable(job)
         job.state.put("attainable")

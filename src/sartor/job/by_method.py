@@ -14,7 +14,7 @@ from sartor.evaluators.supernet import SupernetEvaluator
 from sartor.hardware.device import cores
 from sartor.job.context import Job
 from sartor.job.explore import batch_size, candidate, for_seconds, save_weights
-from sartor.job.method_settings import doctor_notes, doctor_of, excess, rank_notes, search_method
+from sartor.job.method_settings import doctor_notes, doctor_of, rank_notes, search_method
 from sartor.job.state import write_json
 from sartor.recipes.evaluate import shared_accuracy
 from sartor.recipes.stops import SKIPS
@@ -100,7 +100,11 @@ def candidates(job: Job, result: Any) -> list[Proposal]:
         arch = job.canonical(snapshot.arch)
         if snapshot.validation_loss is not None or arch not in found:
             found.setdefault(arch, {"origin": "derived", "epoch": snapshot.epoch})
-    evaluated = sorted(getattr(result, "trials", ()), key=lambda t: (excess(job, t.arch), -t.metrics.get("accuracy", 0.0)))
+
+    def order(trial: Trial) -> tuple[float, float]:
+        return job.goals.excess(job.predicted(trial.arch)), -trial.metrics.get("accuracy", 0.0)
+
+    evaluated = sorted(getattr(result, "trials", ()), key=order)
     for trial in evaluated[: _MOST // 2]:
         found.setdefault(job.canonical(trial.arch), {"origin": "evaluated"})
     for arch in [a for a, meta in found.items() if meta["origin"] == "derived"][:8]:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sartor.arch import Arch
 from sartor.errors import UserError
-from sartor.goals import Goals, Limit, metric_of
+from sartor.goals import Limit, metric_of
 from sartor.hardware.graph import Op
 from sartor.job.context import Job
 from sartor.job.explore import batch_size
@@ -74,23 +73,19 @@ def _limit(job: Job, costs: Costs, notes: list[str]) -> dict[str, Any]:
     found = goal_limit(job.goals, [costs[name] for name in dict.fromkeys(metrics) if name in costs], job.predicted)
     if found:
         return found
-    notes.append("none of the limits is a sum over operations, which the loss could press for: ")
+    why = "none of the limits is a sum over operations, which the loss could press for"
     if any(limit.key in job.predicted(job.canonical(job.net.smallest)) for limit in job.goals.limits):
         free = Cost("nothing", [], constant=1.0)  # always kept: what is derived is bounded by the figures alone
-        accept = functools.partial(_accepted, job)
+        bounded: dict[str, Any] = {"cost": free, "target": 1.0, "accept": lambda arch: job.goals.excess(job.predicted(arch)) == 0.0}
         try:
-            derivation_within(job.net.space, free, 1.0, accept=accept)({})
+            derivation_within(job.net.space, **bounded)({})
         except UserError:  # which is no proof that there is none: the run has looked for the cheapest itself
             pass
         else:
-            notes[-1] += "what is derived keeps them all the same"
-            return {"cost": free, "target": 1.0, "accept": accept}
-    notes[-1] += "they are judged afterwards"
+            notes.append(f"{why}: what is derived keeps them all the same")
+            return bounded
+    notes.append(f"{why}: they are judged afterwards")
     return {}
-
-
-def _accepted(job: Job, arch: Arch) -> bool:
-    return excess(job, arch) <= 0
 
 
 def predicted_limits(job: Job) -> tuple[list[Limit], list[Predicted]]:
@@ -151,12 +146,6 @@ def additive(job: Job) -> list[tuple[str, Callable[[Op], float], float]]:
         price = job.composite.price(job.price, bytes_per_value=job.bytes_per_value)
         found.append(("composite_cost", price, job.composite.gamma * found[0][2]))
     return found
-
-
-def excess(job: Job, arch: Arch) -> float:
-    """By how much an architecture breaks the limits on what is predicted of it."""
-    figures = job.predicted(arch)
-    return Goals(("params",), tuple(limit for limit in job.goals.limits if limit.key in figures)).violation(figures)
 
 
 # -- the doctor -------------------------------------------------------------------------------------------------------------

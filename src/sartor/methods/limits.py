@@ -172,12 +172,7 @@ def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Ma
                 found = {"cost": known[name], "target": target, "others": []}
     if found and figures is not None:
         predict = figures
-
-        def accept(arch: Arch) -> bool:
-            values = predict(arch)
-            return all(limit.excess(values) <= 0 for limit in goals.limits if limit.key in values)
-
-        found["accept"] = accept
+        found["accept"] = lambda arch: goals.excess(predict(arch)) == 0.0
     return found
 
 

@@ -112,13 +112,11 @@ def _rank_notes(net: Any, data: Any, how: Exploring, seed: int) -> tuple[str, ..
 
 def excess_over_limits(net: Any, how: Exploring) -> Callable[[Arch], float]:
     """By how much an architecture breaks the limits on what is known of it without an evaluation: params, macs and the given costs."""
-    known = {"params", "macs", *(cost.name for cost in how.costs)}
-    goals = Goals(("params",), tuple(limit for limit in how.goals.limits if limit.key in known))
 
     def excess(arch: Arch) -> float:
-        if not goals.limits:
+        if not how.goals.limits:
             return 0.0
-        return float(goals.violation({**net.costs(arch), **{cost.name: float(cost(arch)) for cost in how.costs}}))
+        return how.goals.excess({**net.costs(arch), **{cost.name: float(cost(arch)) for cost in how.costs}})
 
     return excess
 

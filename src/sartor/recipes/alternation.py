@@ -19,7 +19,7 @@ from sartor.policies.base import Policy
 from sartor.recipes.hypergradient import WeightStep, dominant_eigenvalue, frozen, unrolled_gradient
 from sartor.recipes.loop import Batch, Loop, Moment, Optimisation
 from sartor.recipes.loss import as_target, classification_loss
-from sartor.recipes.trajectory import Evaluate, Snapshot, Stop, Verdict, restored
+from sartor.recipes.trajectory import EvaluateShared, Snapshot, Stop, Verdict, restored
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Alternation:
     stops: Sequence[Stop]
     drop_path: Callable[[float], float]
     eigenvalue: bool
-    evaluate: Evaluate | None
+    evaluate: EvaluateShared | None
     on_epoch: Callable[[Snapshot], None] | None
     channels_last: bool
     loop: Loop = field(init=False)

@@ -21,7 +21,7 @@ from sartor.recipes.alternation import Adam, Alternation, Term, described
 from sartor.recipes.loop import Augment, Batch, Loop, Optimisation, steps_per_epoch, stream
 from sartor.recipes.schedule import Progress, budget
 from sartor.recipes.splits import TrainingSplit
-from sartor.recipes.trajectory import Evaluate, Snapshot, Stop
+from sartor.recipes.trajectory import EvaluateShared, Snapshot, Stop
 
 #: The weights in DARTS: SGD from 0.025 to 0.001 by a cosine, momentum 0.9, decay 3e-4, gradients clipped at 5 (appendix A.1.1).
 WEIGHTS = Optimisation(lr=0.025, momentum=0.9, weight_decay=3e-4, warmup=0.0, clip_norm=5.0, floor=0.04, nesterov=False)
@@ -90,7 +90,7 @@ def search_bilevel(
     eigenvalue: bool = False,
     drop_path: Callable[[float], float] | None = None,
     augment: Augment | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: EvaluateShared | None = None,
     on_epoch: Callable[[Snapshot], None] | None = None,
     channels_last: bool = True,
     seed: int = 0,

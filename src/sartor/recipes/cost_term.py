@@ -209,10 +209,11 @@ class Additive(nn.Module):
         super().__init__()
         if not (weight >= 0 and scale > 0):
             raise UserError(f"expected a cost weight of zero or more and a scale above zero, got {weight} and {scale}")
-        self.cost, self.weight, self.scale = cost, weight, scale
+        self.cost, self.weight = cost, weight
+        self._scale = scale  # a measured latency, as it may be, moves a little: no setting that a checkpoint must agree in
 
     def forward(self, loss: Tensor, mixture: Mapping[str, Any]) -> Tensor:
-        return loss + self.weight / self.scale * self.cost(mixture)
+        return loss + self.weight / self._scale * self.cost(mixture)
 
     def update(self, mixture: Mapping[str, Any]) -> None:
         """A fixed weight has nothing to learn."""

@@ -24,7 +24,7 @@ from sartor.recipes.bilevel import SearchData, SearchResult, _divide
 from sartor.recipes.loop import Augment, Batch, Loop, Moment, Optimisation, steps_per_epoch, stream
 from sartor.recipes.loss import as_target, classification_loss
 from sartor.recipes.schedule import Progress, budget
-from sartor.recipes.trajectory import Evaluate, Snapshot, Stop, Verdict, restored
+from sartor.recipes.trajectory import EvaluateShared, Snapshot, Stop, Verdict, restored
 
 Reward = Callable[[Arch, float], float]  # (architecture, accuracy on a batch, a fraction) -> what is to be raised
 
@@ -102,7 +102,7 @@ def search_reinforce(
     weights_only: float = 0.0,
     stops: Sequence[Stop] = (),
     augment: Augment | None = None,
-    evaluate: Evaluate | None = None,
+    evaluate: EvaluateShared | None = None,
     on_epoch: Callable[[Snapshot], None] | None = None,
     agreed: Sequence[str | float] = (),
     channels_last: bool = True,
@@ -197,7 +197,7 @@ class _Turns:
     accept: Callable[[Arch], bool]
     weights_only: float
     stops: Sequence[Stop]
-    evaluate: Evaluate | None
+    evaluate: EvaluateShared | None
     on_epoch: Callable[[Snapshot], None] | None
     channels_last: bool
     seed: int

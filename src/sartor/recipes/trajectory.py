@@ -59,7 +59,7 @@ class Verdict:
 
 #: Metrics of the architecture that is derived after an epoch, by the network as it is then trained (a method searches with a copy):
 #: (network, architecture) -> metrics. The doctor reads "accuracy", see :func:`sartor.recipes.evaluate.shared_accuracy`.
-Evaluate = Callable[[nn.Module, Arch], Mapping[str, float]]
+EvaluateShared = Callable[[nn.Module, Arch], Mapping[str, float]]
 
 
 def restored(snapshots: Sequence[Mapping[str, Any]], on_epoch: Callable[[Snapshot], None] | None) -> list[Snapshot]:
