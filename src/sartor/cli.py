@@ -104,7 +104,7 @@ def search(
     baselines: Annotated[
         bool | None, typer.Option("--baselines/--no-baselines", help="Train and measure hand-made reference nets too (default: yes).")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="A .safetensors file to start the supernet from.")] = None,
+    weights: Annotated[str | None, typer.Option(help="A .safetensors file that the supernet, or a method's network, starts from.")] = None,
     from_scratch: Annotated[
         bool | None, typer.Option("--from-scratch", help="Also train the delivered nets from scratch; report both.")
     ] = None,

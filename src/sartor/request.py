@@ -80,7 +80,7 @@ class SearchRequest(BaseModel):
     out: str = Field("", description="the run folder, new or empty (runs/<data>-<time> when left out)")
     models: int = Field(8, ge=1, le=100, description="the most models to deliver, from 1 to 100")
     baselines: bool = Field(True, description="whether hand-made reference nets are trained and measured too, true or false")
-    weights: str | None = Field(None, description="a .safetensors file to start the supernet from")
+    weights: str | None = Field(None, description="a .safetensors file that the supernet, or a method's network, starts from")
     from_scratch: bool = Field(False, description="whether delivered nets are also trained from scratch and both reported, true or false")
     validation: float = Field(
         0.1, gt=0, le=0.5, allow_inf_nan=False, description="the fraction of the training images held out, above 0 and up to 0.5"

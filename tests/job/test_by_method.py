@@ -95,6 +95,24 @@ def test_every_method_is_a_strategy_and_unknown_ones_are_not(request_for: Callab
         request_for(strategy="pc-dart")
 
 
+def test_a_run_keeps_the_sub_nets_that_its_method_evaluates(tmp_path: Path) -> None:
+    net = NasBench201((1, 8, 8), 3, channels=4, cells=1)
+    (tmp_path / "checkpoints").mkdir()
+
+    def run(strategy: str) -> Any:
+        return SimpleNamespace(net=net, folder=tmp_path, request=SimpleNamespace(seed=3, strategy=strategy))
+
+    trials = [Trial(n, net.space.at(n), {"accuracy": 0.1 * n}, seconds=1.0) for n in range(3)]
+    with by_method._evaluated(run("spos")) as known:
+        assert known["history"] == []
+        for trial in trials:
+            known["on_trial"](trial)
+    with by_method._evaluated(run("spos")) as known:
+        assert known["history"] == trials
+    with by_method._evaluated(run("darts")) as known:
+        assert known == {}
+
+
 @pytest.mark.slow
 def test_limits_are_kept_where_costs_cannot_be_tabulated(request_for: Callable[..., SearchRequest]) -> None:
     limits = ["latency_ms<=2", "params<=200K"]

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from tests.methods.small import blobs, cell_net, elastic_net
 
 from sartor.errors import UserError
 from sartor.goals import Goals, parse_limit
 from sartor.job import method_settings
+from sartor.job.explore import save_weights
 from sartor.job.method_settings import Costs, doctor_notes, doctor_of, predicted_limits, rank_notes, refuse_unfit, search_method
 from sartor.layers.partial import fixed_norms, partial_channels
 from sartor.methods import BY_EPOCH, GRADIENT, METHODS
+from sartor.recipes.bilevel import WEIGHTS
 from sartor.request import SearchRequest
 
 
@@ -28,7 +32,7 @@ def job_of(net: Any, strategy: str, limit: str = "", **request: Any) -> Any:
         costs = net.costs(arch)
         return {**costs, "latency_ms": 1e-6 * costs["macs"]}
 
-    asked = {"strategy": strategy, "guard": False, "check_ranks": 0, "seed": 0, "models": 2, **request}
+    asked = {"strategy": strategy, "guard": False, "check_ranks": 0, "seed": 0, "models": 2, "weights": None, **request}
     return SimpleNamespace(
         net=net, data=blobs(), request=SimpleNamespace(**asked), goals=Goals(("accuracy",), (parse_limit(limit),) if limit else ()),
         predicted=predicted, canonical=net.space.canonical, factors=net.factors(), price=price, further=[], composite=None, policy=None,
@@ -39,6 +43,21 @@ def job_of(net: Any, strategy: str, limit: str = "", **request: Any) -> Any:
 def heard(job: Any) -> Any:
     job.progress = lambda what, done, total: job.told.append(what)
     return job
+
+
+@pytest.mark.parametrize("name", ["gdas", "bignas"])
+def test_a_method_begins_with_the_weights_that_a_run_is_given(name: str, tmp_path: Path) -> None:
+    own, given = (copy.deepcopy(net) for net in (elastic_net(), elastic_net(1)))
+    save_weights(given, tmp_path / "given.safetensors")
+    job = job_of(own, name, weights=str(tmp_path / "given.safetensors"))
+    settings: dict[str, Any] = {"steps": 1, "batch": 16, "seed": 0}
+    settings |= {"evaluations": 1, "lr": 1e-9} if name == "bignas" else {"weights": replace(WEIGHTS, lr=1e-9)}
+    result, notes = search_method(job, settings, None)
+    for key, value in given.named_parameters():
+        assert torch.allclose(dict(result.net.named_parameters())[key], value, atol=1e-5), key
+    assert f"began as those of given.safetensors: {len(given.state_dict())} tensors" in notes[0]
+    other = job_of(copy.deepcopy(cell_net()), name, weights=str(tmp_path / "given.safetensors"))
+    assert "have none there" in search_method(other, settings, None)[1][0]
 
 
 #: One of those that take limits alike is enough for the quick suite.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from sartor.job.context import Job
 from sartor.job.explore import batch_size, candidate, for_seconds, save_weights
 from sartor.job.method_settings import doctor_notes, doctor_of, rank_notes, search_method
 from sartor.job.state import write_json
+from sartor.methods import BY_EPOCH
 from sartor.recipes.evaluate import shared_accuracy
 from sartor.recipes.stops import SKIPS
 from sartor.store import Store
@@ -44,8 +46,8 @@ def search(job: Job) -> list[Trial]:
 
 
 def _carry_out(job: Job) -> Any:
-    """The method, resumable by its checkpoint; afterwards it trains nothing more (SPOS, OFA and BigNAS evaluate again). The
-    weights that sub-nets inherit, where they can, are saved as those of any supernet."""
+    """The method, resumable by its checkpoint, and by the sub-nets that SPOS, OFA and BigNAS have evaluated; afterwards it trains nothing
+    more. The weights that sub-nets inherit, where they can, are saved as those of any supernet."""
     request = job.request
     settings: dict[str, Any] = {
         "seconds": job.plan.supernet + job.plan.screen,
@@ -59,7 +61,8 @@ def _carry_out(job: Job) -> Any:
     doctor = doctor_of(job) if "supernet" not in job.state else None
     with job.state.timing("supernet"):
         torch.set_num_threads(job.state["sizing"]["threads"])
-        result, missed = search_method(job, settings, doctor)
+        with _evaluated(job) as known:
+            result, missed = search_method(job, {**settings, **known}, doctor)
     if "supernet" not in job.state:
         inherited = _same_weights(result.net, job.net)
         notes = [f"{request.strategy}: {note.rstrip('.')}." for note in (*result.notes, *missed)]
@@ -81,6 +84,17 @@ def _carry_out(job: Job) -> Any:
         job.net.load_state_dict(result.net.state_dict())
     job.net.eval()
     return result
+
+
+@contextmanager
+def _evaluated(job: Job) -> Iterator[dict[str, Any]]:
+    """What a method that evaluates sub-nets had evaluated when the run was interrupted, and where it keeps what it evaluates."""
+    if job.request.strategy in BY_EPOCH:
+        yield {}
+        return
+    with Store(job.folder / "checkpoints" / "evaluated.sqlite") as store:
+        store.bind(job.net.space, job.request.seed)
+        yield {"history": list(store.trials(job.net.space)), "on_trial": store.add}
 
 
 def _same_weights(found: torch.nn.Module, own: torch.nn.Module) -> bool:

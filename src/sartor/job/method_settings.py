@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sartor.errors import UserError
@@ -40,6 +41,8 @@ def search_method(job: Job, settings: Mapping[str, Any], doctor: Doctor | None) 
     """Carry the run's method out under the run's limits; returns its result, and what it did not do."""
     name, method, given = job.request.strategy, METHODS[job.request.strategy], dict(settings)
     costs, notes = Costs(job), list[str]()
+    if job.request.weights is not None:
+        notes.append(_started(job, job.request.weights, given))
     if doctor is not None:
         given |= {"on_epoch": doctor, "evaluate": shared_accuracy(job.data.validation, images=_IMAGES)}
     if job.request.guard:
@@ -62,9 +65,26 @@ def search_method(job: Job, settings: Mapping[str, Any], doctor: Doctor | None) 
     return limited(method, job.net, job.data, **limit, **given), notes
 
 
+def _started(job: Job, weights: str, given: dict[str, Any]) -> str:
+    """Let the method begin with the weights of a file, and say what was taken of them.
+
+    Raises:
+        UserError: if the file cannot be read or nothing in it fits.
+    """
+    from sartor.recipes.checkpoint import load_weights
+
+    report = load_weights(job.net, weights)
+    if job.request.strategy == "bignas":
+        given["initial"] = weights  # its blocks begin as the identity where it is told of none
+    unfit = f", {len(report.missing)} have none there" if report.missing else ""
+    in_part = f", {len(report.partial)} in part" if report.partial else ""
+    return f"its weights began as those of {Path(weights).name}: {len(report.loaded)} tensors{in_part}{unfit}"
+
+
 def _limit(job: Job, costs: Costs, notes: list[str]) -> dict[str, Any]:
     """The limits as settings of a method that derives architectures, with a note where they are not pressed for."""
-    from sartor.methods.limits import derivation_within, goal_limit
+    from sartor.methods.derivation import derivation_within
+    from sartor.methods.limits import goal_limit
     from sartor.recipes.cost_term import Cost
 
     if not job.goals.limits:

@@ -10,13 +10,11 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sartor.arch import Arch, Space
+    from sartor.arch import Arch
     from sartor.goals import Goals
     from sartor.recipes.bilevel import SearchData, SearchResult
     from sartor.recipes.cost_term import Cost
     from sartor.recipes.exchange import Bound
-
-Strengths = Mapping[str, Any]
 
 #: Parameters by which the methods that have no `terms` take limits themselves; the others take `limits=`.
 _OWN = {"enas": "cost= and target=", "proxylessnas-reinforce": "cost= and target="}
@@ -40,10 +38,12 @@ def limited(
 
     During the search the expected cost is pressed to the target (:class:`sartor.recipes.cost_term.Target`); every derivation is the most
     probable architecture whose cost is at most the target, and at least ``fill`` of it where there is any
-    (:func:`sartor.recipes.projection.within`). At the thin ends of a space the few that fill it may be bad ones. So at the end of a search
-    that no stop and no rule of its method decided, one that does no better on validation images, with shared weights, than random ones
-    within the limits gives way to the most probable one, if that does better; a note says so. A learned cost presses by its model and is
-    kept in truth; the notes of the result tell how good the model is.
+    (:func:`sartor.recipes.projection.within`). Strengths that are still soft hardly tell the most probable one from the next. So at the end
+    of a search that no stop and no rule of its method decided, where the data have validation images, others are drawn from the strengths
+    within the limits, and the one that does best on these images, with shared weights, is taken (as ENAS derives: Pham et al. 2018, section
+    2.3). At the thin ends of a space the few that fill a target may be bad ones: where the best does no better than random ones within the
+    limits, it gives way to the most probable one of any cost, if that does better. A note says so. A learned cost presses by its model and
+    is kept in truth; the notes of the result tell how good the model is.
 
     Args:
         method: that searches by gradient (takes `terms`), or the name of one: :data:`sartor.methods.GRADIENT`.
@@ -56,6 +56,7 @@ def limited(
     Raises:
         UserError: for another method, a `cost` that is none, and a limit that no architecture keeps, before anything is trained.
     """
+    from sartor.methods.derivation import derivation_within
     from sartor.methods.parts import relaxed_space
     from sartor.recipes.cost_term import Target
 
@@ -69,10 +70,10 @@ def limited(
     bounded.derive = derive
     term = priced(net, Target(cost, target, rate=rate, rho=rho))
     found = search(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
-    strengths, loss = found.policy.strengths(), _shared_error(found.net, data)
+    loss = _shared_error(found.net, data)
     if loss is not None and found.stopped is None and not found.by_rule:
         final = derivation_within(space, cost, target, fill=fill, accept=accept, others=others, loss=loss)
-        found = _reconsidered(found, final(strengths), cost, target)
+        found = _reconsidered(found, final(found.policy.strengths()), loss, lambda arch: float(cost(arch)) >= fill * target)
     return found if cost.fit is None else replace(found, notes=(*found.notes, f"the expected {cost.name} is {cost.fit.sentence()}"))
 
 
@@ -127,7 +128,7 @@ def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
         net.extract(next(iter(net.space)))
     except UserError:
         return None
-    found: list[SupernetEvaluator] = []  # made when first asked for, which is seldom
+    found: list[SupernetEvaluator] = []  # made when first asked for
 
     def error(arch: Arch) -> float:
         if not found:
@@ -137,14 +138,15 @@ def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
     return error
 
 
-def _reconsidered(found: SearchResult, arch: Arch, cost: Cost, target: float) -> SearchResult:
+def _reconsidered(found: SearchResult, arch: Arch, error: Callable[[Arch], float], fills: Callable[[Arch], bool]) -> SearchResult:
     if arch == found.arch:
         return found
-    filled, used = (f"{float(cost(a)):.4g} of {target:.4g} {cost.unit}".rstrip() for a in (found.arch, arch))
-    note = (
-        f"the derived network that fills the limit ({cost.name} {filled}) is no better on validation images than random ones within it;"
-        f" the most probable one within it, which is better, is taken ({used})"
-    )
+    before, after = (f"{error(a):.1%}" for a in (found.arch, arch))
+    better = f"is better on validation images with the weights of the search (wrong on {after}, not {before})"
+    if fills(found.arch) and not fills(arch):
+        note = f"what fills the limit is no better than random networks within it; the most probable one of any cost {better} and is taken"
+    else:
+        note = f"of networks drawn from what the search has learned, within the limit, one {better} than the most probable and is taken"
     return replace(found, arch=arch, notes=(*found.notes, note))
 
 
@@ -176,92 +178,9 @@ def goal_limit(goals: Goals, costs: Sequence[Cost], figures: Callable[[Arch], Ma
     return found
 
 
-def derivation_within(
-    space: Space,
-    cost: Cost,
-    target: float,
-    *,
-    fill: float = 0.85,
-    accept: Callable[[Arch], bool] | None = None,
-    others: Sequence[Bound] = (),
-    loss: Callable[[Arch], float] | None = None,
-) -> Callable[[Strengths], Arch]:
-    """How strengths become the most probable architecture within a target.
-
-    Options that the strengths leave out were dropped by the method and come back only if the target cannot be kept without them.
-
-    Args:
-        loss: where it is given, the most probable architecture that fills the target gives way to the most probable one within it if that
-            has a lower loss, and random ones within the limits have one as low as the filling one's, on average.
-    """
-    from sartor.errors import UserError
-    from sartor.recipes.exchange import Bound
-    from sartor.recipes.projection import within
-
-    def most_probable(strengths: Strengths, fill: float) -> Arch:
-        whole = lifted(space, strengths)
-        kept = {
-            name: [space.choices[name][i] for i in allowed if i in strengths[name]]
-            for name, allowed in space.allowed.items()
-            if isinstance(strengths.get(name), Mapping) and any(i in strengths[name] for i in allowed)
-        }
-        try:
-            return within(space.restrict(kept), whole, cost, target, fill=fill, accept=accept, others=others).arch
-        except UserError:
-            return within(space, whole, cost, target, fill=fill, accept=accept, others=others).arch
-
-    def derive(strengths: Strengths) -> Arch:
-        filling = most_probable(strengths, fill)
-        if loss is None or not fill or filling == (free := most_probable(strengths, 0.0)):
-            return filling
-        if loss(free) >= loss(filling):
-            return filling
-        rivals = _random_within(space, [Bound(cost, target), *others], accept) or [free]
-        return filling if loss(filling) < sum(map(loss, rivals)) / len(rivals) else free
-
-    return derive
-
-
-def _random_within(
-    space: Space, bounds: Sequence[Bound], accept: Callable[[Arch], bool] | None, most: int = 16, draws: int = 800
-) -> list[Arch]:
-    """Up to `most` architectures within the limits, of so many drawn uniformly; the same every time."""
-    import numpy as np
-
-    rng, found = np.random.default_rng(0), []
-    for _ in range(draws):
-        arch = space.sample(rng)
-        likely = all(float(bound.cost.estimate(arch)) <= bound.at_most for bound in bounds)  # a true cost that is learned takes long
-        if likely and all(bound.holds(arch) for bound in bounds) and (accept is None or accept(arch)):
-            found.append(arch)
-            if len(found) == most:
-                break
-    return found
-
-
-def lifted(space: Space, mixture: Strengths, *, normalised: bool = False) -> dict[str, Any]:
-    """A mixture over a network's relaxed choices as one over the choices of its architectures.
-
-    A relaxation may have options that no architecture has (DARTS' `none`), which are left out, and may lack choices that architectures have
-    (the two inputs of a node in DARTS), which are uniform: the most probable architecture is then the paper's derivation, the inputs whose
-    strongest operations are strongest. `normalised` makes every row sum to 1, as an expectation needs.
-    """
-    found: dict[str, Any] = {}
-    for name, allowed in space.allowed.items():
-        value = mixture.get(name)
-        if not isinstance(value, Mapping):
-            found[name] = int(value) if value in allowed else dict.fromkeys(allowed, 1.0 / len(allowed))
-            continue
-        row = {i: value[i] for i in allowed if i in value} or dict.fromkeys(allowed, 1.0 / len(allowed))
-        if normalised and len(row) < len(value):
-            total = sum(row.values())
-            row = {i: weight / total for i, weight in row.items()}
-        found[name] = row
-    return found
-
-
 def priced(net: Any, term: Any) -> Any:
     """A cost term over the choices of `net.space` for a policy that may mix over the network's relaxed choices."""
+    from sartor.methods.derivation import lifted
     from sartor.recipes.cost_term import Lifted
 
     if getattr(net, "relaxed", None) is None:
@@ -269,4 +188,4 @@ def priced(net: Any, term: Any) -> Any:
     return Lifted(term, lambda mixture: lifted(net.space, mixture, normalised=True))
 
 
-__all__ = ["check_cost", "check_positive", "derivation_within", "goal_limit", "lifted", "limited", "priced"]
+__all__ = ["check_cost", "check_positive", "goal_limit", "limited", "priced"]

@@ -10,7 +10,7 @@ from typing import Any
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.goals import Goals, Limit, parse_limit
-from sartor.methods.limits import derivation_within
+from sartor.methods.derivation import derivation_within
 from sartor.methods.parts import BUDGETS, copied, with_defaults
 from sartor.predictors.accuracy import FEWEST, fit
 from sartor.recipes.bilevel import SearchResult
@@ -135,8 +135,9 @@ def predicted_first(explore: Exploration, net: Any, costs: Sequence[Figure], *, 
     :data:`FEWEST` that a predictor needs are evaluated whatever the deadline; in a smaller space the best of all is taken.
     """
     space = net.space
-    evolve(explore, make_searcher("random", space, explore.goals), max(FEWEST, samples), seed=seed, least=FEWEST)
-    known = list(explore.trials)
+    first = max(FEWEST, samples)
+    evolve(explore, make_searcher("random", space, explore.goals), first, seed=seed, least=FEWEST)
+    known = explore.trials[:first]  # of a search that goes on from its history, too: what was evaluated since is no sample
     if len(known) < FEWEST:
         return explore.best()
     predictor = fit(space.encode([t.arch for t in known]), [t.metrics["accuracy"] for t in known], seed=seed)
@@ -148,7 +149,7 @@ def predicted_first(explore: Exploration, net: Any, costs: Sequence[Figure], *, 
     imagined = Exploration(guess, explore.goals)
     evolve(imagined, make_searcher("genetic", space, explore.goals, population=100), 100 * rounds, batch=100, seed=seed)
     ranked = sorted(imagined.trials, key=lambda t: (explore.goals.violation(t.metrics), -t.metrics["accuracy"]))
-    seen = {t.arch for t in explore.trials}
+    seen = {t.arch for t in known}
     for trial in [t for t in ranked if t.arch not in seen][: max(1, samples // 4)]:
         if explore.over:
             break

@@ -124,7 +124,7 @@ def search_bilevel(
         UserError: on bad settings, a diverged loss (nothing bad is saved), or a foreign checkpoint.
     """
     _check(policy, order, joint, share, weights_only, every, architecture)
-    for_weights, for_architecture = (data.train, data.train) if joint else _divide(data.train, share, seed)
+    for_weights, for_architecture = (data.train, data.train) if joint else divide(data.train, share, seed)
     per_epoch = steps_per_epoch(for_weights, batch)
 
     def batches(start: int) -> Iterator[Batch]:
@@ -203,7 +203,12 @@ def _check(policy: Policy, order: int, joint: bool, share: float, weights_only: 
         raise UserError(f"architecture= needs lr > 0, weight_decay >= 0 and betas in [0, 1), got {architecture}")
 
 
-def _divide(split: DivisibleSplit, share: float, seed: int) -> tuple[DivisibleSplit, DivisibleSplit]:
+def divide(split: DivisibleSplit, share: float, seed: int) -> tuple[DivisibleSplit, DivisibleSplit]:
+    """The images of the weights, `share` of all, and those of the architecture, at random by `seed`.
+
+    Raises:
+        UserError: where one of the two would be empty.
+    """
     count = len(split)
     cut = round(share * count)
     if not 0 < cut < count:
@@ -214,4 +219,4 @@ def _divide(split: DivisibleSplit, share: float, seed: int) -> tuple[DivisibleSp
     return split.subset(np.sort(order[:cut])), split.subset(np.sort(order[cut:]))
 
 
-__all__ = ["ARCHITECTURE", "WEIGHTS", "Adam", "SearchResult", "Term", "search_bilevel"]
+__all__ = ["ARCHITECTURE", "WEIGHTS", "Adam", "SearchResult", "Term", "divide", "search_bilevel"]

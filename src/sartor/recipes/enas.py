@@ -20,7 +20,7 @@ from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.policies.base import Policy
 from sartor.recipes.alternation import Adam, described
-from sartor.recipes.bilevel import SearchData, SearchResult, _divide
+from sartor.recipes.bilevel import SearchData, SearchResult, divide
 from sartor.recipes.loop import Augment, Batch, Loop, Moment, Optimisation, steps_per_epoch, stream
 from sartor.recipes.loss import as_target, classification_loss
 from sartor.recipes.schedule import Progress, budget
@@ -131,7 +131,7 @@ def search_reinforce(
     if not 0.0 < share < 1.0 or not 0.0 <= weights_only < 1.0:
         raise UserError(f"expected share= in (0, 1) and weights_only= in [0, 1), got {share} and {weights_only}")
     learning = learning or PolicyGradient()
-    for_weights, for_policy = _divide(data.train, share, seed)
+    for_weights, for_policy = divide(data.train, share, seed)
     size = min(batch, len(for_policy))
     per_epoch = steps_per_epoch(for_weights, batch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Exploration:
 
     Args:
         history: trials of an interrupted search, which it goes on from.
-        seconds: after which nothing new is evaluated; None for no deadline.
+        seconds: after which nothing new is evaluated, those of the history counted; None for no deadline.
     """
 
     evaluate: Evaluate
@@ -77,7 +78,7 @@ class Exploration:
     def __post_init__(self) -> None:
         self.trials = list(self.history)
         self._known = {trial.arch: trial for trial in self.trials}
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() - math.fsum(trial.seconds for trial in self.trials)
 
     @property
     def over(self) -> bool:
@@ -111,6 +112,9 @@ class Exploration:
         return min(self.trials, key=lambda t: (self.goals.violation(t.metrics), float(self.goals.values(t.metrics)[0])))
 
 
+_TRIES = 200  # for a mutant that is new
+
+
 def evolve(explore: Exploration, searcher: Searcher, budget: int, *, batch: int = 1, seed: int = 0, least: int = 1) -> Trial:
     """Let a searcher propose until `budget` trials are evaluated, it has nothing left, or the deadline has passed.
 
@@ -136,17 +140,21 @@ def coarse_to_fine(explore: Exploration, space: Space, *, coarse: int, fine: int
 
     Args:
         coarse: most points of the grid; a larger grid is thinned out at random.
-        fine: mutations, each choice changed with probability `rate`, of whatever is best so far.
+        fine: mutations, each choice changed with probability `rate`, of whatever is best so far. One follows from the seed and the trials
+            before it: with a history the search goes on as if it had not been interrupted. It ends early where nothing new turns up.
     """
-    rng = np.random.default_rng((seed, 6))
-    for arch in _grid(space, coarse, rng):
+    grid = _grid(space, coarse, np.random.default_rng((seed, 6)))
+    for arch in grid:
         if explore.over and explore.trials:
             break
         explore(arch)
-    for _ in range(fine):
-        if explore.over:
+    while len(explore.trials) < len(grid) + fine and not explore.over:
+        rng, best = np.random.default_rng((seed, 6, len(explore.trials))), explore.best().arch
+        mutants = (space.mutate(best, rng, rate=rate) for _ in range(_TRIES))
+        arch = next((mutant for mutant in mutants if not explore.knows(mutant)), best)
+        if explore.knows(arch):
             break
-        explore(space.mutate(explore.best().arch, rng, rate=rate))
+        explore(arch)
     return explore.best()
 
 
