@@ -2,12 +2,20 @@
 
     python benchmarks/latency_targets.py table       the loss is the tabulated error: minutes in all
     python benchmarks/latency_targets.py supernet    the loss is that of a shared-weight network on CIFAR-10: hours; --seconds a search
+    python benchmarks/latency_targets.py supernet --warm 1200 --seconds 40 --images 20000      the same from weights that are trained once
 
 Latencies are the published ones of a device, a table over all six edges, so that the expected latency in the loss is exact. With `table`
-the loss of a sampled mixture is the multilinear extension of the tabulated validation error after 12 epochs; by the same error a network
-that fills its target is compared with the most probable one within it and 16 random ones (`--fill-anyway`: it is not). Reported, whatever
-the loss: the tabulated latency of the derived cell against its target, and its tabulated errors (validation after 12 epochs, which is the
-loss of `table`, and test after 200) against those of random cells within the target. The command goes on where it stopped when given again.
+the loss of a sampled mixture is the multilinear extension of the tabulated validation error after 12 epochs, and the same error chooses
+among what is drawn from the learned strengths (`--fill-anyway`: it does not). Reported, whatever the loss: the tabulated latency of the
+derived cell against its target, and its tabulated errors (validation after 12 epochs, which is the loss of `table`, and test after 200)
+against those of random cells within the target. The command goes on where it stopped when given again.
+
+With `--warm SECONDS` all searches of a `supernet` begin with the same weights, trained once on single paths, equally many of every band of
+the latencies, on the half of the training images that these searches train weights on. They differ from their papers in that: the
+architecture parameters move at `--rate` from the first step, SGD begins at 0.025 for all, DrNAS runs all channels and keeps three of five
+candidates in its second half. `limited` chooses by half of the validation images; errors on the other half, with the weights of the search,
+are told of its choice and of random cells, and the tabulated ones of the most probable cell, which would have been taken without choosing.
+Of the tables, latencies and whether a cell is connected take part in these searches, and nothing else.
 """
 
 from __future__ import annotations
