@@ -97,20 +97,29 @@ def test_every_method_is_a_strategy_and_unknown_ones_are_not(request_for: Callab
 
 def test_a_run_keeps_the_sub_nets_that_its_method_evaluates(tmp_path: Path) -> None:
     net = NasBench201((1, 8, 8), 3, channels=4, cells=1)
-    (tmp_path / "checkpoints").mkdir()
+    training = tmp_path / "checkpoints" / "search.safetensors"
+    training.parent.mkdir()
+    training.touch()
 
-    def run(strategy: str) -> Any:
-        return SimpleNamespace(net=net, folder=tmp_path, request=SimpleNamespace(seed=3, strategy=strategy))
+    def evaluated(strategy: str = "spos", **state: Any) -> Any:
+        return by_method._evaluated(
+            SimpleNamespace(net=net, folder=tmp_path, state=state, request=SimpleNamespace(seed=3, strategy=strategy))  # type: ignore[arg-type]
+        )
 
     trials = [Trial(n, net.space.at(n), {"accuracy": 0.1 * n}, seconds=1.0) for n in range(3)]
-    with by_method._evaluated(run("spos")) as known:
+    with evaluated() as known:
         assert known["history"] == []
         for trial in trials:
             known["on_trial"](trial)
-    with by_method._evaluated(run("spos")) as known:
-        assert known["history"] == trials
-    with by_method._evaluated(run("darts")) as known:
+    with evaluated() as known:
+        assert known["history"] == trials and "spent" not in known  # it goes on
+    with evaluated(supernet={"steps": 9}) as known:
+        assert known["history"] == trials and known["spent"] == np.inf  # it was over, and stays so
+    with evaluated("darts") as known:
         assert known == {}
+    training.unlink()
+    with evaluated() as known:
+        assert known["history"] == []  # another supernet is trained
 
 
 @pytest.mark.slow

@@ -60,6 +60,16 @@ def test_a_method_begins_with_the_weights_that_a_run_is_given(name: str, tmp_pat
     assert "have none there" in search_method(other, settings, None)[1][0]
 
 
+def test_what_begins_anew_in_spite_of_given_weights_is_said(tmp_path: Path) -> None:
+    save_weights(cell_net(1), tmp_path / "given.safetensors")
+    job = job_of(copy.deepcopy(cell_net()), "pc-darts", weights=str(tmp_path / "given.safetensors"))
+    result, (note, *_) = search_method(job, {"steps": 1, "batch": 16, "seed": 0, "weights": replace(WEIGHTS, lr=1e-9)}, None)
+    own, given = dict(result.net.named_parameters()), dict(cell_net(1).named_parameters())
+    kept = {name: torch.allclose(own[name], value, atol=1e-5) for name, value in given.items() if name in own}
+    assert any(kept.values()) and len(given) - sum(kept.values()) > 10  # the stem and what lies between the cells is kept
+    assert note.endswith("operations on part of the channels begin anew")
+
+
 #: One of those that take limits alike is enough for the quick suite.
 ALIKE = GRADIENT - {"darts", "p-darts"}
 

@@ -47,3 +47,9 @@ def edge_cost(net: NasBench201) -> Cost:
     price = {"none": 0.0, "skip_connect": 0.1, "nor_conv_1x1": 1.0, "nor_conv_3x3": 9.0, "avg_pool_3x3": 0.5}
     tables = [Potential((name,), np.array([price[op] for op in options])) for name, options in net.space.choices.items()]
     return Cost("latency_ms", tables, constant=5.0, unit="ms")
+
+
+def falling(net: NasBench201) -> dict[str, dict[int, float]]:
+    """Strengths under which cheap operations are likely."""
+    weights = {name: np.linspace(2.0, 1.0, len(options)) for name, options in net.space.choices.items()}
+    return {name: dict(enumerate((w / w.sum()).tolist())) for name, w in weights.items()}

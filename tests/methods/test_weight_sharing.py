@@ -14,7 +14,7 @@ from sartor import methods
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.methods import GRADIENT, METHODS, limited
-from sartor.methods.derivation import _perturbed, derivation_within, lifted
+from sartor.methods.derivation import Derivation, lifted
 from sartor.policies import Softmax
 from sartor.recipes.checkpoint import load_checkpoint
 from sartor.recipes.cost_term import Cost
@@ -24,7 +24,7 @@ from sartor.recipes.single_path import fair_paths
 from sartor.recipes.trajectory import Verdict
 from sartor.spaces.darts import DartsNet
 
-from .small import blobs, cell_net, edge_cost, elastic_net
+from .small import blobs, cell_net, edge_cost, elastic_net, falling
 
 QUICK: dict[str, Any] = {"steps": 4, "batch": 16, "seed": 1}
 LIMITED = ("darts", "gdas", "drnas", "fbnet", "proxylessnas", "fair-darts")
@@ -115,81 +115,6 @@ def test_a_learned_cost_presses_and_its_truth_is_kept() -> None:
         limited(METHODS["gdas"], net, blobs(), cost=cost, target=1.0, **QUICK)
 
 
-def falling(net: Any) -> dict[str, dict[int, float]]:
-    """Strengths under which cheap operations are likely."""
-    weights = {name: np.linspace(2.0, 1.0, len(options)) for name, options in net.space.choices.items()}
-    return {name: dict(enumerate((w / w.sum()).tolist())) for name, w in weights.items()}
-
-
-def test_what_fills_a_target_gives_way_to_something_better_where_it_is_no_better_than_random() -> None:
-    net = cell_net()
-    cost, target, strengths = edge_cost(net), 24.0, falling(net)
-    derive = derivation_within
-    filling, free = (derive(net.space, cost, target, fill=fill)(strengths) for fill in (0.85, 0.0))
-    assert float(cost(free)) < 0.85 * target <= float(cost(filling)) <= target
-    asked: list[Arch] = []
-
-    def loss_with(of_free: float, of_filled: float, of_others: float) -> Callable[[Arch], float]:
-        def loss(arch: Arch) -> float:
-            asked.append(arch)
-            filled = of_filled if float(cost(arch)) >= 0.85 * target else of_others
-            return 0.5 if arch == filling else of_free if arch == free else filled
-
-        return loss
-
-    for losses, expected in (((0.1, 0.6, 0.7), filling), ((0.1, 0.6, 0.2), free), ((0.6, 0.6, 0.2), filling)):
-        assert derive(net.space, cost, target, loss=loss_with(*losses))(strengths) == expected
-    assert len(set(asked) - {filling, free}) > 8 and all(float(cost(arch)) <= target for arch in asked)
-    few = derive(net.space, cost, target, loss=loss_with(0.1, 9.0, 9.0), accept=lambda arch: arch in (filling, free))
-    assert few(strengths) == free  # where no draw is within the limits, the better of the two
-
-
-def test_the_best_of_several_that_are_drawn_within_the_limit_is_taken_by_the_loss() -> None:
-    net = cell_net()
-    cost, target, strengths = edge_cost(net), 24.0, falling(net)
-    filling = derivation_within(net.space, cost, target)(strengths)
-    asked: dict[Arch, float] = {}
-
-    def loss(arch: Arch) -> float:
-        return asked.setdefault(arch, 0.5 if arch == filling else 0.4 + len(asked) % 3 / 100)
-
-    found = derivation_within(net.space, cost, target, loss=loss)(strengths)
-    filled = {arch: value for arch, value in asked.items() if 0.85 * target <= float(cost(arch))}
-    assert len(filled) > 6 and all(float(cost(arch)) <= target for arch in asked)
-    assert found in filled and asked[found] == min(filled.values()) < asked[filling]
-    unbound = derivation_within(net.space, cost, target, fill=0.0, loss=loss)(strengths)
-    assert asked[unbound] == min(asked.values()) and float(cost(unbound)) <= target
-    # what is decided leaves nothing to draw: the loss of others does not matter
-    certain = {name: {i: 1.0 if i == filling[name] else 1e-9 for i in range(len(o))} for name, o in net.space.choices.items()}
-    asked.clear()
-    assert derivation_within(net.space, cost, target, loss=loss)(certain) == filling and set(asked) <= {filling}
-
-
-def test_draws_follow_the_strengths() -> None:
-    net = cell_net()
-    free = Cost("nothing", [], constant=1.0)
-    name = next(iter(net.space.choices))
-    strengths = {n: {0: 0.9, 1: 0.1} if n == name else {2: 1.0} for n in net.space.choices}
-    asked: list[Arch] = []
-    derivation_within(net.space, free, 1.0, loss=lambda arch: asked.append(arch) or 0.0)(strengths)  # type: ignore[func-returns-value]
-    assert {arch[name] for arch in asked} == {0, 1} and all(arch[n] == 2 for arch in asked for n in arch if n != name)
-    rng = np.random.default_rng(0)
-    rows = [_perturbed({"a": {0: 0.9, 1: 0.1, 2: 0.0}, "b": 3}, rng) for _ in range(2000)]
-    first = np.mean([row["a"][0] > row["a"][1] for row in rows])  # perturbed and maximised: a draw from the strengths
-    assert abs(first - 0.9) < 0.02 and all(row["a"][2] == 0.0 and row["b"] == 3 for row in rows)
-
-
-def test_dropped_options_come_back_where_a_limit_cannot_be_filled_without_them() -> None:
-    net = cell_net()
-    cost, target = edge_cost(net), 40.0
-    dropped = {name: {1: 0.7, 2: 0.3} for name in net.space.choices}  # no 3x3 convolution is left, 9 ms each
-    found = derivation_within(net.space, cost, target)(dropped)
-    assert 0.85 * target <= float(cost(found)) <= target
-    back = [name for name, index in found.items() if index not in dropped[name]]
-    assert len(back) == 3  # of six: the fewest that fill it
-    assert derivation_within(net.space, cost, target, fill=0.0)(dropped) == Arch(dict.fromkeys(net.space.choices, 1))
-
-
 def test_a_search_reconsiders_what_fills_its_limit_by_its_own_network(monkeypatch: pytest.MonkeyPatch) -> None:
     cost, target = edge_cost(cell_net()), 24.0
     error: list[Callable[[Arch], float]] = [lambda arch: 0.3]
@@ -278,7 +203,7 @@ def test_limits_hold_where_a_network_derives_by_a_rule_of_its_own() -> None:
     price = {op: 1.0 + 2.0 * ("conv" in op) + ("5x5" in op) for op in net.relaxed.choices[next(iter(strengths))]}
     cost = Cost("latency_ms", _edge_tables(net, price), unit="ms")
     free = float(cost(net.derive(strengths)))
-    arch: Arch = derivation_within(net.space, cost, 0.8 * free)(strengths)
+    arch: Arch = Derivation(net.space, cost, 0.8 * free)(strengths)
     assert arch in net.space and 0.85 * 0.8 * free <= float(cost(arch)) <= 0.8 * free
 
 

@@ -65,3 +65,13 @@ def test_the_deadline_counts_what_was_spent_before_the_interruption() -> None:
     history = [Trial(n, SPACE.at(n), closeness(SPACE.at(n)), seconds=3.0) for n in range(4)]
     assert Exploration(closeness, Goals(("accuracy",)), 10.0, history=history).over
     assert not Exploration(closeness, Goals(("accuracy",)), 100.0, history=history).over
+    assert Exploration(closeness, Goals(("accuracy",)), 100.0, history=history, spent=float("inf")).over
+
+
+@pytest.mark.parametrize("method", ["bignas", "spos"])
+def test_a_search_that_was_over_stays_so(method: str) -> None:
+    whole = Exploration(closeness, Goals(("accuracy",)))
+    SEARCHES[method](whole)
+    explore = Exploration(closeness, Goals(("accuracy",)), 100.0, history=whole.trials[:12], spent=float("inf"))
+    SEARCHES[method](explore)
+    assert [t.arch for t in explore.trials] == [t.arch for t in whole.trials[:12]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -88,13 +89,19 @@ def _carry_out(job: Job) -> Any:
 
 @contextmanager
 def _evaluated(job: Job) -> Iterator[dict[str, Any]]:
-    """What a method that evaluates sub-nets had evaluated when the run was interrupted, and where it keeps what it evaluates."""
+    """What a method that evaluates sub-nets had evaluated when the run was interrupted, and where it keeps what it evaluates. A search that
+    was over stays so; one whose supernet is no longer there, and is trained anew, has evaluated nothing."""
     if job.request.strategy in BY_EPOCH:
         yield {}
         return
-    with Store(job.folder / "checkpoints" / "evaluated.sqlite") as store:
+    checkpoints = job.folder / "checkpoints"
+    if not any(checkpoints.glob("search*.safetensors")):
+        for part in checkpoints.glob("evaluated.sqlite*"):
+            part.unlink()
+    with Store(checkpoints / "evaluated.sqlite") as store:
         store.bind(job.net.space, job.request.seed)
-        yield {"history": list(store.trials(job.net.space)), "on_trial": store.add}
+        known = {"history": list(store.trials(job.net.space)), "on_trial": store.add}
+        yield known | ({"spent": math.inf} if "supernet" in job.state and known["history"] else {})
 
 
 def _same_weights(found: torch.nn.Module, own: torch.nn.Module) -> bool:

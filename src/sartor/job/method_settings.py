@@ -22,6 +22,9 @@ from sartor.recipes.evaluate import shared_accuracy
 if TYPE_CHECKING:
     from sartor.recipes.cost_term import Cost
 
+#: Methods that do not keep all weights of the network that they are given.
+_ANEW = dict.fromkeys(("pc-darts", "drnas"), "; operations on part of the channels begin anew")
+_ANEW |= {"p-darts": "; its later stages begin anew"}
 _IMAGES = 500  # validation images on which the doctor looks at what is derived after an epoch
 
 
@@ -78,12 +81,13 @@ def _started(job: Job, weights: str, given: dict[str, Any]) -> str:
         given["initial"] = weights  # its blocks begin as the identity where it is told of none
     unfit = f", {len(report.missing)} have none there" if report.missing else ""
     in_part = f", {len(report.partial)} in part" if report.partial else ""
-    return f"its weights began as those of {Path(weights).name}: {len(report.loaded)} tensors{in_part}{unfit}"
+    anew = _ANEW.get(job.request.strategy, "")
+    return f"its weights began as those of {Path(weights).name}: {len(report.loaded)} tensors{in_part}{unfit}{anew}"
 
 
 def _limit(job: Job, costs: Costs, notes: list[str]) -> dict[str, Any]:
     """The limits as settings of a method that derives architectures, with a note where they are not pressed for."""
-    from sartor.methods.derivation import derivation_within
+    from sartor.methods.derivation import Derivation
     from sartor.methods.limits import goal_limit
     from sartor.recipes.cost_term import Cost
 
@@ -98,7 +102,7 @@ def _limit(job: Job, costs: Costs, notes: list[str]) -> dict[str, Any]:
         free = Cost("nothing", [], constant=1.0)  # always kept: what is derived is bounded by the figures alone
         bounded: dict[str, Any] = {"cost": free, "target": 1.0, "accept": lambda arch: job.goals.excess(job.predicted(arch)) == 0.0}
         try:
-            derivation_within(job.net.space, **bounded)({})
+            Derivation(job.net.space, **bounded)({})
         except UserError:  # which is no proof that there is none: the run has looked for the cheapest itself
             pass
         else:

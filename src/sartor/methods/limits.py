@@ -41,7 +41,7 @@ def limited(
     (:func:`sartor.recipes.projection.within`). Strengths that are still soft hardly tell the most probable one from the next. So at the end
     of a search that no stop and no rule of its method decided, where the data have validation images, others are drawn from the strengths
     within the limits, and the one that does best on these images, with shared weights, is taken (as ENAS derives: Pham et al. 2018, section
-    2.3). At the thin ends of a space the few that fill a target may be bad ones: where the best does no better than random ones within the
+    2.2). At the thin ends of a space the few that fill a target may be bad ones: where the best does no better than random ones within the
     limits, it gives way to the most probable one of any cost, if that does better. A note says so. A learned cost presses by its model and
     is kept in truth; the notes of the result tell how good the model is.
 
@@ -56,7 +56,7 @@ def limited(
     Raises:
         UserError: for another method, a `cost` that is none, and a limit that no architecture keeps, before anything is trained.
     """
-    from sartor.methods.derivation import derivation_within
+    from sartor.methods.derivation import Derivation
     from sartor.methods.parts import relaxed_space
     from sartor.recipes.cost_term import Target
 
@@ -64,7 +64,7 @@ def limited(
     check_cost("limited", cost, optional=False)
     check_positive("limited", "target", target)
     space = net.space if getattr(net, "relaxed", None) is not None else relaxed_space(net)[0]  # what cannot be mixed is settled
-    derive = derivation_within(space, cost, target, fill=fill, accept=accept, others=others)
+    derive = Derivation(space, cost, target, fill, accept, others)
     derive({})  # out of reach: say so now
     bounded = copy.copy(net)
     bounded.derive = derive
@@ -72,8 +72,7 @@ def limited(
     found = search(bounded, data, terms=[*settings.pop("terms", ()), term], **settings)
     loss = _shared_error(found.net, data)
     if loss is not None and found.stopped is None and not found.by_rule:
-        final = derivation_within(space, cost, target, fill=fill, accept=accept, others=others, loss=loss)
-        found = _reconsidered(found, final(found.policy.strengths()), loss, lambda arch: float(cost(arch)) >= fill * target)
+        found = _reconsidered(found, *derive.best(found.policy.strengths(), loss), loss)
     return found if cost.fit is None else replace(found, notes=(*found.notes, f"the expected {cost.name} is {cost.fit.sentence()}"))
 
 
@@ -138,12 +137,13 @@ def _shared_error(net: Any, data: Any) -> Callable[[Arch], float] | None:
     return error
 
 
-def _reconsidered(found: SearchResult, arch: Arch, error: Callable[[Arch], float], fills: Callable[[Arch], bool]) -> SearchResult:
-    if arch == found.arch:
+def _reconsidered(found: SearchResult, arch: Arch, how: str | None, error: Callable[[Arch], float]) -> SearchResult:
+    from sartor.methods.derivation import GAVE_WAY
+
+    if how is None or arch == found.arch:
         return found
-    before, after = (f"{error(a):.1%}" for a in (found.arch, arch))
-    better = f"is better on validation images with the weights of the search (wrong on {after}, not {before})"
-    if fills(found.arch) and not fills(arch):
+    better = f"is better on validation images with the weights of the search (wrong on {error(arch):.1%}, not {error(found.arch):.1%})"
+    if how == GAVE_WAY:
         note = f"what fills the limit is no better than random networks within it; the most probable one of any cost {better} and is taken"
     else:
         note = f"of networks drawn from what the search has learned, within the limit, one {better} than the most probable and is taken"

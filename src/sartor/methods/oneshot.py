@@ -10,7 +10,7 @@ from typing import Any
 from sartor.arch import Arch
 from sartor.errors import UserError
 from sartor.goals import Goals, Limit, parse_limit
-from sartor.methods.derivation import derivation_within
+from sartor.methods.derivation import Derivation
 from sartor.methods.parts import BUDGETS, copied, with_defaults
 from sartor.predictors.accuracy import FEWEST, fit
 from sartor.recipes.bilevel import SearchResult
@@ -29,8 +29,10 @@ from sartor.trial import Trial
 TRAINING = 0.8
 
 
+_PREDICTED = "predicted"  # origin of a sub-net that was evaluated because its predicted accuracy is good
+
 #: settings that belong to the exploration, not to the training
-EXPLORING = ("limits", "costs", "evaluations", "images", "history", "on_trial", "ranks", "rank_epochs")
+EXPLORING = ("limits", "costs", "evaluations", "images", "history", "on_trial", "spent", "ranks", "rank_epochs")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Exploring:
         costs: what is limited beside accuracy, params and macs.
         evaluations: sub-nets to evaluate.
         images: validation images for each; None for all.
-        history, on_trial: as in :class:`sartor.recipes.one_shot.Exploration`.
+        history, on_trial, spent: as in :class:`sartor.recipes.one_shot.Exploration`.
         ranks: networks to train by themselves after the supernet, at least 3, for the rank correlation in the result's notes; 0 for none.
         rank_epochs: of each of these trainings.
     """
@@ -53,6 +55,7 @@ class Exploring:
     images: int | None = 1000
     history: Sequence[Trial] = ()
     on_trial: Callable[[Trial], None] | None = None
+    spent: float | None = None
     ranks: int = 0
     rank_epochs: float = 2.0
     goals: Goals = field(init=False)
@@ -89,8 +92,9 @@ def concluded(
 ) -> OneShotResult:
     """Search a trained supernet and put the result together."""
     explore = Exploration(
-        sub_net_metrics(net, data, how.costs, images=how.images, seed=seed), how.goals, seconds, on_trial=how.on_trial, history=how.history
-    )
+        sub_net_metrics(net, data, how.costs, images=how.images, seed=seed), how.goals, seconds, on_trial=how.on_trial, history=how.history,
+        spent=how.spent,
+    )  # fmt: skip
     best = search(explore)
     notes: tuple[str, ...] = ()
     if not how.goals.feasible(best.metrics):
@@ -135,9 +139,8 @@ def predicted_first(explore: Exploration, net: Any, costs: Sequence[Figure], *, 
     :data:`FEWEST` that a predictor needs are evaluated whatever the deadline; in a smaller space the best of all is taken.
     """
     space = net.space
-    first = max(FEWEST, samples)
-    evolve(explore, make_searcher("random", space, explore.goals), first, seed=seed, least=FEWEST)
-    known = explore.trials[:first]  # of a search that goes on from its history, too: what was evaluated since is no sample
+    evolve(explore, make_searcher("random", space, explore.goals), max(FEWEST, samples), seed=seed, least=FEWEST)
+    known = [t for t in explore.trials if t.meta.get("origin") != _PREDICTED]  # those may be in a history, and were no samples
     if len(known) < FEWEST:
         return explore.best()
     predictor = fit(space.encode([t.arch for t in known]), [t.metrics["accuracy"] for t in known], seed=seed)
@@ -153,7 +156,7 @@ def predicted_first(explore: Exploration, net: Any, costs: Sequence[Figure], *, 
     for trial in [t for t in ranked if t.arch not in seen][: max(1, samples // 4)]:
         if explore.over:
             break
-        explore(trial.arch)
+        explore(trial.arch, {"origin": _PREDICTED})
     return explore.best()
 
 
@@ -185,7 +188,7 @@ def limited_reward(
             raise UserError("accept= and others= belong to a limit: give cost= and target= too")
         return None, None, None
     bounds = [Bound(cost, target), *others]
-    derive = derivation_within(net.space, cost, target, fill=0.0, accept=accept, others=others)
+    derive = Derivation(net.space, cost, target, 0.0, accept, others)
     derive({})  # out of reach: say so now
 
     def fits(arch: Arch) -> bool:

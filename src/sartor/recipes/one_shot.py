@@ -65,7 +65,8 @@ class Exploration:
 
     Args:
         history: trials of an interrupted search, which it goes on from.
-        seconds: after which nothing new is evaluated, those of the history counted; None for no deadline.
+        seconds: after which nothing new is evaluated; None for no deadline.
+        spent: seconds of it that are over; by default those in which the history was evaluated.
     """
 
     evaluate: Evaluate
@@ -73,12 +74,14 @@ class Exploration:
     seconds: float | None = None
     on_trial: OnTrial | None = None
     history: Sequence[Trial] = ()
+    spent: float | None = None
     trials: list[Trial] = field(init=False)
 
     def __post_init__(self) -> None:
         self.trials = list(self.history)
         self._known = {trial.arch: trial for trial in self.trials}
-        self._start = time.perf_counter() - math.fsum(trial.seconds for trial in self.trials)
+        spent = math.fsum(trial.seconds for trial in self.trials) if self.spent is None else self.spent
+        self._start = time.perf_counter() - spent
 
     @property
     def over(self) -> bool:
