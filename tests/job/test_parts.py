@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from sartor.errors import UserError
 from sartor.goals import Goals
 from sartor.hardware.calibrate import GROUPS, Calibration
 from sartor.hardware.graph import Op
+from sartor.job import _carry_out
 from sartor.job.conclude import comparison
 from sartor.job.context import Job
 from sartor.job.explore import load_weights, save_weights
@@ -30,7 +34,7 @@ from sartor.job.further import timings
 from sartor.job.limits import attainable, cheapest, check_attainable
 from sartor.job.plan import Plan
 from sartor.job.sizing import fit_space
-from sartor.job.state import State, write_json
+from sartor.job.state import State, held, write_json
 from sartor.job.workers import Task, with_shares
 from sartor.request import SearchRequest
 from sartor.trial import Trial
@@ -278,3 +282,19 @@ def test_a_runs_calibration_is_its_own(request_for: Callable[..., SearchRequest]
     assert [job.further[0].table.calibration.factors for job in both] == [mine.factors, dict.fromkeys(GROUPS, 4.0)]
     for job in both:
         job.close()
+
+
+def test_only_one_process_at_a_time_carries_out_a_run(tmp_path: Path) -> None:
+    other = "import sys; from pathlib import Path; from sartor.job.state import held\n"
+    other += "with held(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", other, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        closed: list[bool] = []
+        begun = SimpleNamespace(folder=tmp_path, close=lambda: closed.append(True))
+        with pytest.raises(UserError, match="another process is carrying out this run"):
+            _carry_out(begun)  # type: ignore[arg-type]  # the part of a job that it needs
+        assert closed == [True]
+        process.kill()  # as by kill -9: nothing is left to clear away
+        process.wait()
+    with held(tmp_path):
+        assert (tmp_path / "checkpoints").is_dir()

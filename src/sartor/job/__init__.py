@@ -13,7 +13,7 @@ from typing import Any
 
 from sartor.errors import Unusable, UserError
 from sartor.job.context import Job, Progress, silent
-from sartor.job.state import State
+from sartor.job.state import State, held
 from sartor.request import SearchRequest
 
 __all__ = ["Job", "baseline", "resume", "search"]
@@ -70,6 +70,15 @@ def _begin(request: SearchRequest, progress: Progress, *, only_ladder: bool = Fa
 
 
 def _carry_out(job: Job) -> dict[str, Any]:
+    try:
+        with held(job.folder):
+            return _saved(job)
+    finally:
+        job.close()
+
+
+def _saved(job: Job) -> dict[str, Any]:
+    """All phases; where they are interrupted or refused, what exists so far is written as a partial result."""
     import torch
 
     from sartor.hardware.device import cores
@@ -88,8 +97,6 @@ def _carry_out(job: Job) -> dict[str, Any]:
     except Unattainable as error:
         partial(job, status="infeasible", note=str(error))
         raise
-    finally:
-        job.close()
 
 
 def _phases(job: Job) -> dict[str, Any]:

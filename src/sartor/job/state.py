@@ -13,6 +13,34 @@ from typing import Any
 from sartor.errors import Unusable, UserError, unusable
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Only one process at a time carries out the run in `folder`. The system releases it, however the process ends.
+
+    Raises:
+        UserError: while another process does.
+        Unusable: for a place that cannot be written.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such locks: the user's care alone
+        yield
+        return
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        file = (folder / "checkpoints" / "running").open("w")
+    except OSError as error:
+        raise Unusable(unusable(error, folder)) from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"{folder}: another process is carrying out this run; wait until it has ended, or end it first") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+
+
 class State:
     """Facts by phase. A phase with facts is done; its seconds add up over interruptions."""
 
