@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warm = f"-warm{options.warm:g}s-{options.rate:g}" if options.warm else ""
-    length = options.steps if options.loss == "table" else f"{options.seconds:g}s-{options.images}{warm}"
+    length = options.steps if options.loss == "table" else f"{Path(options.data).stem}-{options.seconds:g}s-{options.images}{warm}"
     folder = Path(options.out) / f"{options.loss}-{options.device}-{length}"
     folder.mkdir(parents=True, exist_ok=True)
     known = tables(options.device)
