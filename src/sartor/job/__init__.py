@@ -72,12 +72,12 @@ def _begin(request: SearchRequest, progress: Progress, *, only_ladder: bool = Fa
 def _carry_out(job: Job) -> dict[str, Any]:
     try:
         with held(job.folder):
-            return _saved(job)
+            return _carried_out(job)
     finally:
         job.close()
 
 
-def _saved(job: Job) -> dict[str, Any]:
+def _carried_out(job: Job) -> dict[str, Any]:
     """All phases; where they are interrupted or refused, what exists so far is written as a partial result."""
     import torch
 

@@ -41,7 +41,7 @@ def refuse_unfit(job: Job) -> None:
 
 
 def search_method(job: Job, settings: Mapping[str, Any], doctor: Doctor | None) -> tuple[Any, list[str]]:
-    """Carry the run's method out under the run's limits; returns its result, and what it did not do."""
+    """Carry the run's method out under the run's limits; returns its result, and notes: what it began with, what it did not do."""
     name, method, given = job.request.strategy, METHODS[job.request.strategy], dict(settings)
     costs, notes = Costs(job), list[str]()
     if job.request.weights is not None:
@@ -76,7 +76,7 @@ def _started(job: Job, weights: str, given: dict[str, Any]) -> str:
     """
     from sartor.recipes.checkpoint import load_weights
 
-    report = load_weights(job.net, weights)
+    report = load_weights(job.net, weights)  # again: where the space was fitted to a device or a time, the network is a new one
     if job.request.strategy == "bignas":
         given["initial"] = weights  # its blocks begin as the identity where it is told of none
     unfit = f", {len(report.missing)} have none there" if report.missing else ""
